@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.language_model import language_model_of
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
@@ -248,7 +247,7 @@ def random_model(name: str, max_shard_bytes: int = SHARD_BYTES) -> Path:
         config.save_pretrained(folder)
         write_checkpoint(
             output,
-            joined_experts(tensors, language.family()),
+            tensors,
             None,
             folder,
             force=True,  # over what an interrupted run has left

@@ -15,7 +15,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.announcement import announce
 from permllm_offline.forecast.memory import shard_bytes
 from permllm_offline.forecast.room import check_memory, check_room
-from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.tokenizer import load_tokenizer, tokenizer_files
 from permllm_offline.preparation.method_parts import parts_of
@@ -324,7 +323,7 @@ def _tensors(
         for index, own in enumerate(pruned.rounded)
         for norm, exponents in divided_norms(pruned.decisions[index], own).items()
     }
-    yield from joined_experts(left_dense(prepared, norms), family)
+    yield from left_dense(prepared, norms)
     pattern = recipe.parsed_pattern()
     grids: Sequence[RoundedLayer | None] = pruned.rounded or [None] * len(pruned.decisions)
     for index, ((weights, decision), own) in enumerate(zip(pruned.layers(), grids, strict=True)):
@@ -352,7 +351,6 @@ def _quantization(
             "ignore": list(prepared.plan.ignore),
             "runtime_permuted": runtime,
             "folded": folded,
-            "absent": prepared.plan.absent,
             "smoothed": any(layer.smoothed for layer in pruned.rounded),
         }
     )

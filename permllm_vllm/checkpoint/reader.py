@@ -43,25 +43,18 @@ __all__ = ["CheckpointReader", "SparseLayer"]
 class CheckpointReader:
     """Lazy view of a checkpoint directory: tensors are read when they are asked for.
 
-    `config` is `config.json`; `quantization` is None for a dense checkpoint. `experts_under` is as
-    for `StoredTensors`. Raises `CheckpointError` when the directory is no checkpoint or one of
-    another format.
+    `config` is `config.json`; `quantization` is None for a dense checkpoint. Raises
+    `CheckpointError` when the directory is no checkpoint or one of another format.
     """
 
-    def __init__(
-        self,
-        directory: str | PathLike[str],
-        *,
-        experts_under: str | None = None,
-    ) -> None:
+    def __init__(self, directory: str | PathLike[str]) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = read_json(self.directory / CONFIG_NAME)
         self.quantization: QuantizationConfig | None = None
         if is_of_this_format(self.config):
             self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
         require_plain(self.config)
-        files = StoredFiles(self.directory)
-        self._tensors = StoredTensors(files, experts_under=experts_under)
+        self._tensors = StoredTensors(StoredFiles(self.directory))
 
     @cached_property
     def _kinds(self) -> dict[str, list[str]]:

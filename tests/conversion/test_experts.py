@@ -127,7 +127,6 @@ def test_experts_that_lack_a_linear_are_refused(tmp_path: Path, lost: tuple[str,
     ("kind", "shape"),
     [
         ("gate_up_proj", (EXPERTS, 63, 128)),
-        ("up_proj", (EXPERTS, 64, 128)),
         ("down_proj", (EXPERTS * 64, 128)),
     ],
 )
@@ -142,7 +141,7 @@ def test_experts_in_one_tensor_of_another_form_are_refused(
         convert_to_sparse(str(source), tmp_path / "out")
 
 
-@pytest.mark.parametrize("count", [1, 98, 99, 400])
+@pytest.mark.parametrize("count", [1, 99, 100, 400])
 def test_ignore_stays_short_for_many_layers(count: int) -> None:
     config: Any = AutoConfig.for_model("qwen3_moe", num_experts=2, num_experts_per_tok=1)
     family = family_of(config)
@@ -156,7 +155,7 @@ def test_ignore_stays_short_for_many_layers(count: int) -> None:
     source: Any = SimpleNamespace(names=list)
     entries = ignored(Judged(source, family, Pattern(2, 4), layers))
     assert sum(entry.startswith("re:") for entry in entries) <= 100
-    assert (FIRST_LAYER.replace("0", "1", 1) in entries) == (count < 99)
+    assert (FIRST_LAYER.replace("0", "1", 1) in entries) == (count < 100)
     quantization = QuantizationConfig(
         pattern="2:4", block_size=64, value_dtype="bfloat16", ignore=entries
     )

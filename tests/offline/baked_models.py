@@ -27,12 +27,12 @@ def decisions_of(model: Any, pattern: Pattern, block_size: int) -> list[LayerDec
     generator = torch.Generator().manual_seed(5)
     family = family_of(model.config)
     decisions: list[LayerDecision] = []
-    for index, layer in enumerate(decoder_layers(model, family.layers)):
+    for layer in decoder_layers(model, family.layers):
         groups = []
-        for group in family.groups_of(index, partial(has_module, layer)):
+        for group in family.groups_of(partial(has_module, layer)):
             weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
             in_features = next(iter(weights.values())).shape[1]
-            heads = heads_of(model.config, index)
+            heads = heads_of(model.config)
             layout = GroupLayout(group, in_features, block_size, heads)
             count = int(layout.ties().max()) + 1
             order = torch.stack(
@@ -92,7 +92,6 @@ def bake(
         ignore=list(family.ignore),
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
-        absent=family.absent(len(decisions)),
         smoothed=any(grids.smoothed for grids in rounded),
     )
     write_checkpoint(at, tensors(), config, source)

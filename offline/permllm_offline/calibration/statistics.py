@@ -50,10 +50,7 @@ def collect(
     """
     layers = decoder_layers(model, family.layers)
     if groups is None:
-        groups = [
-            family.groups_of(index, partial(has_module, layer))
-            for index, layer in enumerate(layers)
-        ]
+        groups = [family.groups_of(partial(has_module, layer)) for layer in layers]
     kept: list[Tensor] = []
     with ExitStack() as stack:
         sums = [

@@ -21,7 +21,7 @@ class WeightSource:
     """A checkpoint seen as a plain one, and which of its weights were kept.
 
     Those are what a bitmask stores, or a published mask keeps, zeros among them; elsewhere all but
-    zeros. Fused experts whose names begin with ``experts_under`` are seen as separate ones.
+    zeros.
 
     Raises:
         OfflineError: the checkpoint lacks a weight that has a mask.
@@ -30,11 +30,10 @@ class WeightSource:
     def __init__(
         self,
         files: StoredFiles | BitmaskFiles,
-        experts_under: str | None = None,
         masks: PublishedMasks | None = None,
     ) -> None:
         self._bitmask = files if isinstance(files, BitmaskFiles) else None
-        self._stored = StoredTensors(files, experts_under=experts_under)
+        self._stored = StoredTensors(files)
         self._masks = masks
         self.description = "a dense checkpoint with zeros"
         if self._bitmask is not None:
@@ -86,13 +85,13 @@ def open_weights(source: Source, masks: PublishedMasks | None = None) -> WeightS
             f"{source.name!r} is of this format already. Serve it, or give --to dense, or --values "
             "int8 where its values are of another dtype."
         )
-    files, experts = StoredFiles(source.directory), source.language.experts_under
+    files = StoredFiles(source.directory)
     if stored_otherwise(config) != StoredOtherwise("", BITMASK):
         require_read(source.name, config)
-        return WeightSource(files, experts, masks)
+        return WeightSource(files, masks)
     if masks is not None:
         raise OfflineError(
             f"{source.name!r} is stored as {BITMASK!r}, without its pruned weights: masks are for "
             "the dense model that they were learned for. Leave out --masks, or give that model."
         )
-    return WeightSource(BitmaskFiles(files), experts)
+    return WeightSource(BitmaskFiles(files))

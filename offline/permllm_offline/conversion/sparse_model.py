@@ -135,13 +135,13 @@ def served_model(reader: CheckpointReader, family: Family, config: Any) -> Spars
                     mask = unpermute_columns(mask, permutation, block_size)
                 masks[linear] = pack_mask(mask)
             width = layer.in_features
-            layout = GroupLayout(group, width, block_size, heads_of(config, index))
+            layout = GroupLayout(group, width, block_size, heads_of(config))
             fed = all(stored_sparse(part.linear) for part in group.fold_into)
             if permutation is not None or not fed:
                 layout = layout.at_run_time()
             return GroupDecision(layout, permutation, masks, {})
 
-        groups = family.groups_of(index, stored_sparse)
+        groups = family.groups_of(stored_sparse)
         return [decide(group) for group in groups if stored_sparse(group.linears[0])]
 
     return SparseModel(family, tensors, tensors.pattern, config.num_hidden_layers, decision)

@@ -17,7 +17,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.memory import converted_shard_bytes
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import Heads, heads_of
-from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, dtype_name, open_source
 from permllm_offline.model.renaming import own_part, stored_part
@@ -81,7 +80,7 @@ def convert_to_dense(
     sizes = _dense_sizes(reader, dtype)
     write_checkpoint(
         output,
-        joined_experts(_tensors(reader, reader.quantization, family, source.config, dtype), family),
+        _tensors(reader, reader.quantization, family, source.config, dtype),
         None,
         source.directory,
         force=force,
@@ -139,8 +138,8 @@ def _tensors(
             for linear in family.linears
             if f"{linear}.weight" in tensors
         }
-        groups = family.groups_of(index, layers.__contains__)
-        folds = _folds(stored_name, layers, sizes, quantization, groups, heads_of(config, index))
+        groups = family.groups_of(layers.__contains__)
+        folds = _folds(stored_name, layers, sizes, quantization, groups, heads_of(config))
         for linear, (rows, block_size) in folds.items():
             for kind in ("weight", BIAS):
                 if (name := f"{linear}.{kind}") in tensors:

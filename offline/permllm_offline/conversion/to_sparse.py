@@ -32,7 +32,6 @@ from permllm_offline.conversion.verdicts import BLOCK_SIZE
 from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.memory import converted_shard_bytes
 from permllm_offline.model.architecture import require_language_model
-from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import Source, open_source
 from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_offline.model.stored import header_bytes
@@ -164,7 +163,6 @@ def _write(
         block_size=BLOCK_SIZE,
         value_dtype=dtype if values == "auto" else values,
         ignore=ignored(judged),
-        absent=family.absent(len(judged.layers)),
         smoothed=calibrated is not None and calibrated.smoothed,
     )
     sizes = {name: header_bytes(source.header(name)) for name in source.names()}
@@ -172,7 +170,7 @@ def _write(
     def final() -> ConversionReport:
         return report if rounding is None else report.rounded(rounding)
 
-    tensors = joined_experts(_tensors(judged, calibrated), family)
+    tensors = _tensors(judged, calibrated)
     write_checkpoint(
         output,
         tensors if uncalibrated is None else uncalibrated.rounded(tensors),
@@ -245,8 +243,7 @@ def _written_bytes(
     quantization: QuantizationConfig,
 ) -> int:
     """Bytes of the checkpoint's tensors, from those of the dense ones by name."""
-    pattern, absent = Pattern.parse(quantization.pattern), set(quantization.absent)
-    written = {name: size for name, size in sizes.items() if name.rpartition(".")[0] not in absent}
+    pattern, written = Pattern.parse(quantization.pattern), dict(sizes)
     for linear in report.linears:
         if linear.permutation != DENSE:
             name = f"{linear.name}.weight"
@@ -289,8 +286,7 @@ def _tensors(judged: Judged, calibrated: CalibratedRounding | None) -> Iterator[
         return name, tensor if calibrated is None else calibrated.divided(name, tensor)
 
     model = sparse_model(judged)
-    absent = set(family.absent(len(judged.layers)))
-    names = [name for name in source.names() if name.rpartition(".")[0] not in absent]
+    names = source.names()
     layers = tuple(f"{family.layer_name(index)}." for index in range(len(judged.layers)))
     outside = (name for name in names if not name.startswith(layers))
     yield from map(left_dense, outside)

@@ -53,14 +53,14 @@ class Judge:
         Raises:
             OfflineError: a linear of the family is not in the checkpoint, or not by itself.
         """
-        stored, heads = self._stored, heads_of(self.config, index)
+        stored, heads = self._stored, heads_of(self.config)
 
         def weight(linear: str) -> str:
             return self.family.stored_name(index, f"{linear}.weight")
 
         self._check_experts(index)
         verdicts = []
-        for group in self.family.groups_of(index, lambda one: weight(one) in stored):
+        for group in self.family.groups_of(lambda one: weight(one) in stored):
             names = list(map(weight, group.linears))
             missing = set(names) - stored
             if missing:

@@ -93,12 +93,7 @@ def outline(
     plan = make_plan(
         stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore
     )
-    absent = set(plan.absent)
-    left = {
-        tensor: header
-        for tensor, header in stored.tensors.items()
-        if tensor.rpartition(".")[0] not in absent
-    }
+    left = dict(stored.tensors)
     linears = []
     for planned in plan.linears:
         before = _weight(stored, planned)

@@ -70,7 +70,6 @@ class Family:
     ignore: tuple[str, ...]
     experts: str = ""
     expert_linears: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    joined: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
     recurrent: str = ""
@@ -80,13 +79,9 @@ class Family:
         """Every linear that is pruned of one decoder layer or another, in forward order."""
         return tuple(linear for group in self.groups for linear in group.linears)
 
-    def groups_of(self, layer: int, holds: Callable[[str], bool]) -> list[SharedInputGroup]:
+    def groups_of(self, holds: Callable[[str], bool]) -> list[SharedInputGroup]:
         """List the groups of a decoder layer that ``holds`` some of the linears."""
         return [one for one in self.groups if one.in_every_layer or holds(one.linears[0])]
-
-    def absent(self, layers: int) -> list[str]:
-        """Names in the checkpoint of the linears that some of the decoder layers lack."""
-        return []
 
     @property
     def recurrent_module(self) -> str:

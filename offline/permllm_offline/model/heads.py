@@ -20,7 +20,7 @@ class Heads:
         return self.query // self.key_value
 
 
-def heads_of(config: Any, layer: int) -> Heads:
+def heads_of(config: Any) -> Heads:
     """Return the attention geometry of the decoder layers, from a transformers configuration."""
     query = int(config.num_attention_heads)
     key_value = int(getattr(config, "num_key_value_heads", None) or query)
@@ -49,5 +49,5 @@ def kv_cache_bytes(config: Any, tokens: int, itemsize: int = 2) -> int:
     text = config.get_text_config()
     if not getattr(text, "num_attention_heads", None) or not getattr(text, "num_hidden_layers", 0):
         return 0
-    heads = heads_of(text, 0)
+    heads = heads_of(text)
     return int(tokens * text.num_hidden_layers * 2 * heads.key_value * heads.size * itemsize)

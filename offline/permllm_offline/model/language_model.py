@@ -74,14 +74,6 @@ class LanguageModel:
         """Whether the checkpoint is one of a model that holds more than this."""
         return self.names.prefixes != _names(self.config.model_type).prefixes
 
-    @property
-    def experts_under(self) -> str | None:
-        """What the names of fused experts begin with in the checkpoint; None where it has none."""
-        family = FAMILIES.get(self.config.model_type)
-        if family is None or not family.experts or family.expert_linears != Family.expert_linears:
-            return None  # fused ones are known by the usual names alone
-        return self.names.stored(f"{family.layers}.")
-
     def family(self) -> Family:
         """Its family, with the names that this checkpoint has for the modules.
 

@@ -84,8 +84,8 @@ class Source:
             return torch.float32  # a folder without weights
 
     def reader(self) -> CheckpointReader:
-        """Open the checkpoint; experts of the language model are separate ones."""
-        return CheckpointReader(self.directory, experts_under=self.language.experts_under)
+        """Open the checkpoint."""
+        return CheckpointReader(self.directory)
 
     def weight_files(self) -> list[Path]:
         """List the files that the weights are read from; raises CheckpointError without any."""

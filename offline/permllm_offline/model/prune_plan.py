@@ -75,11 +75,6 @@ class Plan:
         return [layout.group for layout in self.layers[index]]
 
     @property
-    def absent(self) -> list[str]:
-        """Names of the linears that other decoder layers have where one has none."""
-        return self.family.absent(len(self.layers))
-
-    @property
     def every_linear(self) -> list[PlannedLinear]:
         """The linears of all decoder layers, those left dense by choice too."""
         return [linear for linears in self.all_by_layer for linear in linears]
@@ -134,9 +129,7 @@ def make_plan(
     family = source.language.family()
     skeleton = skeleton_of(source.config)
     decoder = decoder_layers(skeleton, family.layers)
-    groups_by_layer = [
-        family.groups_of(index, partial(has_module, layer)) for index, layer in enumerate(decoder)
-    ]
+    groups_by_layer = [family.groups_of(partial(has_module, layer)) for layer in decoder]
     names_by_layer = [
         [
             (group.experts, list(map(partial(family.stored_name, index), group.linears)))
@@ -156,7 +149,7 @@ def make_plan(
     layers: list[list[GroupLayout]] = []
     by_layer: list[list[PlannedLinear]] = []
     for index, (layer, groups) in enumerate(zip(decoder, groups_by_layer, strict=True)):
-        stored_name, heads = partial(family.stored_name, index), heads_of(source.config, index)
+        stored_name, heads = partial(family.stored_name, index), heads_of(source.config)
         layers.append([])
         by_layer.append([])
         for group in groups:

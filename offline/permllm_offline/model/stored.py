@@ -20,7 +20,6 @@ from permllm_offline.model.loading import (
 )
 from permllm_offline.model.quantized import require_dense
 from permllm_offline.run.local_path import local_path
-from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.shard import header_of
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_headers, read_json, read_weight_map
@@ -29,7 +28,7 @@ from permllm_vllm.checkpoint.tensors import require_meaning
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model's configuration and the headers of its tensors by name, of separate experts."""
+    """A model's configuration and the headers of its tensors by name."""
 
     source: Source
     tensors: Mapping[str, TensorHeader]
@@ -63,8 +62,7 @@ def read_stored(model: str) -> StoredModel:
     tensors = {name: one for file in headers for name, one in file.items()}
     for name, header in tensors.items():
         require_meaning(name, header)
-    experts = source.language.experts_under
-    return StoredModel(source, tensors if experts is None else separate(tensors, experts))
+    return StoredModel(source, tensors)
 
 
 def bytes_beside(source: Source, dtype: torch.dtype | None) -> int:

@@ -12,7 +12,7 @@ from permllm_offline.sparsity.smoothing import divided_by
 
 
 def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of a model but those of the linears that are pruned, and of absent ones.
+    """Yield all tensors of a model but those of the linears that are pruned.
 
     With another dtype, what the model's class keeps in float32 becomes that: models load it so.
     ``divided`` has norms whose channels are divided by powers of two: module -> int8 [channels].
@@ -31,7 +31,7 @@ def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tu
     def smoothed(name: str) -> Tensor:
         return divided_by(converted(name), divided.get(name.rpartition(".")[0]))
 
-    replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
+    replaced = {linear.name for linear in prepared.plan.linears}
     for name in reader.names():
         if name.rpartition(".")[0] not in replaced:
             yield name, smoothed(name)  # no tensor is held here while the next is read

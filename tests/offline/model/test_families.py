@@ -33,11 +33,11 @@ def test_folds_name_linears_of_the_family() -> None:
 
 def test_layers_of_a_hybrid_model_have_groups_of_their_own() -> None:
     family = FAMILIES["qwen3_5_text"]
-    full = [one.name for one in family.groups_of(0, lambda linear: "self_attn" in linear)]
+    full = [one.name for one in family.groups_of(lambda linear: "self_attn" in linear)]
     assert full == ["qkv", "o", "gate_up", "down"]
-    linear = [one.name for one in family.groups_of(0, lambda linear: "linear_attn" in linear)]
+    linear = [one.name for one in family.groups_of(lambda linear: "linear_attn" in linear)]
     assert linear == ["qkvz", "linear_o", "gate_up", "down"]
-    assert FAMILIES["llama"].groups_of(0, lambda linear: False) == list(FAMILIES["llama"].groups)
+    assert FAMILIES["llama"].groups_of(lambda linear: False) == list(FAMILIES["llama"].groups)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
@@ -51,7 +51,7 @@ def test_the_cache_is_as_large_as_that_of_transformers(model_type: str) -> None:
 
 def test_heads_fall_back_to_hidden_size() -> None:
     config = SimpleNamespace(num_attention_heads=4, hidden_size=320)
-    assert heads_of(config, 0) == Heads(4, 4, 80)
+    assert heads_of(config) == Heads(4, 4, 80)
 
 
 def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:

@@ -46,9 +46,9 @@ def test_experts_with_another_activation_are_refused() -> None:
 def test_every_expert_has_groups_of_its_own() -> None:
     config = AutoConfig.for_model("qwen3_moe", num_experts=6, num_experts_per_tok=3)
     family = family_of(config)
-    dense = [one.name for one in family.groups_of(0, lambda linear: "experts" not in linear)]
+    dense = [one.name for one in family.groups_of(lambda linear: "experts" not in linear)]
     assert dense == ["qkv", "o", "gate_up", "down"]
-    groups = family.groups_of(0, lambda linear: "experts" in linear)
+    groups = family.groups_of(lambda linear: "experts" in linear)
     assert [one.linears for one in groups[2:4]] == [
         ("mlp.experts.0.gate_proj", "mlp.experts.0.up_proj"),
         ("mlp.experts.0.down_proj",),

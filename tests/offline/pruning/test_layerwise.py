@@ -29,12 +29,12 @@ def windows(count: int = 3) -> torch.Tensor:
 def prepare() -> tuple[Calibrated, list[LayerDecision]]:
     model = tiny_llama().requires_grad_(False)
     decisions: list[LayerDecision] = []
-    for index, layer in enumerate(model.model.layers):
+    for layer in model.model.layers:
         decisions.append([])
         for group in FAMILY.groups:
             weights = {name: layer.get_submodule(name).weight for name in group.linears}
             width = next(iter(weights.values())).shape[1]
-            layout = GroupLayout(group, width, 64, heads_of(model.config, index))
+            layout = GroupLayout(group, width, 64, heads_of(model.config))
             scores = {name: weight.abs() for name, weight in weights.items()}
             decisions[-1].append(decide(layout, scores, None, Pattern(2, 4)))
     layouts = [[group.layout for group in layer] for layer in decisions]

@@ -12,7 +12,7 @@ from tests.offline.tiny_models import tiny_llama
 def test_the_corner_is_that_of_the_masks() -> None:
     model, pattern = tiny_llama(), Pattern(2, 4)
     group = FAMILIES["llama"].groups[0]
-    layout = GroupLayout(group, 128, 64, heads_of(model.config, 1))
+    layout = GroupLayout(group, 128, 64, heads_of(model.config))
     attention = model.model.layers[1].self_attn
     weights = {name: attention.get_parameter(f"{name[10:]}.weight") for name in group.linears}
     scores = {name: weight.detach().abs() for name, weight in weights.items()}
