@@ -33,7 +33,9 @@ def arguments(tiny_model_directory: Path, text_file: Path) -> Arguments:
 
     def arguments(output: Path, *more: str) -> list[str]:
         method = more or ("--method", "sparsegpt", "--values", "int8")
-        return ["prune", str(tiny_model_directory), *data, *method, "--output", str(output)]
+        pattern = ("--pattern", "2:4")  # in processes of their own too
+        command = ["prune", str(tiny_model_directory), *data, *pattern]
+        return [*command, *method, "--output", str(output)]
 
     return arguments
 

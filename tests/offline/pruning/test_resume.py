@@ -59,7 +59,9 @@ def arguments(
 
     def arguments(method: str, output: Path) -> list[str]:
         options = with_recipe(recipes / f"{method}.yaml", SHORT, *METHODS[method])
-        return ["prune", str(tiny_model_directory), *data, *options, "--output", str(output)]
+        pattern = ("--pattern", "2:4")  # in processes of their own too
+        command = ["prune", str(tiny_model_directory), *data, *pattern]
+        return [*command, *options, "--output", str(output)]
 
     return arguments
 
