@@ -40,13 +40,14 @@ AVX512_FLAGS = [
 AVX2_VNNI_FLAGS = [*AVX2_FLAGS, "-mavxvnni"]
 AVX512_VNNI_FLAGS = [*AVX512_FLAGS, "-mavx512vnni"]
 AVX512_VBMI2_FLAGS = [*AVX512_VNNI_FLAGS, "-mavx512vbmi", "-mavx512vbmi2"]
-AVX512_BF16_FLAGS = [*AVX512_VBMI2_FLAGS, "-mavx512bf16"]
+AVX512_BF16_FLAGS = [*AVX512_VBMI2_FLAGS, "-mavx512bf16", "-mavx512bitalg"]
 AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 # By the beginning of a source's path in csrc/cpu, x86-64 only; the first that fits counts.
 INSTRUCTION_SETS = {
     "avx2/vnni": AVX2_VNNI_FLAGS,
     "avx2/": AVX2_FLAGS,
     "avx512/vnni": AVX512_VNNI_FLAGS,
+    "avx512/int8_kept": [*AVX512_VBMI2_FLAGS, "-mavx512bitalg"],
     "avx512/int8": AVX512_VBMI2_FLAGS,
     "avx512/float32": AVX512_FLAGS,
     "avx512/": AVX512_BF16_FLAGS,

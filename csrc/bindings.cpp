@@ -31,10 +31,11 @@ void check_permutation(const Tensor& permutation, int64_t k, int64_t block_size)
   }
 }
 
-// Packs a checkpoint's tensors for the instruction set `isa` ("": that of cpu_instruction_set).
+// Packs a checkpoint's tensors for the instruction set `isa` ("": that of cpu_instruction_set). Of
+// every `group` inputs each row keeps half.
 // Returns the blocks and their header, which sparse_linear takes as `packed` and `metadata`.
 std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor permutation,
-                                    int64_t block_size, std::string isa_name) {
+                                    int64_t block_size, std::string isa_name, int64_t group) {
   const cpu::Isa isa = cpu::select(isa_name);
   const bool int8 = values.scalar_type() == ScalarType::Char;
   const auto type = int8 ? cpu::ValueType::kInt8 : cpu::ValueType::kBfloat16;
@@ -61,6 +62,10 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                   "block size ", block_size, " on ", cpu::name(isa),
                   ": the permutation cannot be undone inside blocks of 64 inputs: pack without it "
                   "and give it to sparse_linear.");
+  STD_TORCH_CHECK(
+      group > 0 && group <= cpu::kBlockInputs && group % 4 == 0 && cpu::kBlockInputs % group == 0,
+      "group of ", group,
+      " inputs: a row must keep half of every 4, 8, 16, 32 or 64, as its pattern says.");
   const Tensor contiguous_values = in_one_piece(values);
   const Tensor contiguous_mask = in_one_piece(mask);
   Tensor contiguous_permutation;
@@ -69,6 +74,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                                data<uint8_t>(contiguous_mask),
                                nullptr,
                                block_size,
+                               group,
                                n,
                                k};
   if (permutation.has_value()) {
@@ -81,7 +87,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   Tensor packed = huge_bytes(packing.layout.bytes());
   const cpu::BadMask bad = cpu::pack(packing, arguments, packed.mutable_data_ptr());
   STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs ",
-                  bad.input, "..", bad.input + 7,
+                  bad.input, "..", bad.input + bad.inputs - 1,
                   ", not half of them: the checkpoint is corrupted.");
 
   return {packed, metadata_of(packing.layout)};
@@ -189,8 +195,8 @@ std::string cpu_instruction_sets() { return cpu::supported_names(); }
 // permllm::sparse_linear itself is defined in permllm_vllm/ops.py, with or without this library.
 STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
   m.def(
-      "cpu_pack(Tensor values, Tensor mask, Tensor? permutation, int block_size, str isa) -> "
-      "(Tensor, Tensor)");
+      "cpu_pack(Tensor values, Tensor mask, Tensor? permutation, int block_size, str isa, "
+      "int group=8) -> (Tensor, Tensor)");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_instruction_sets() -> str");
   m.def("cpu_packs_int8(str isa) -> bool");

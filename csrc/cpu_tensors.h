@@ -46,7 +46,7 @@ inline Tensor metadata_of(const cpu::PackedLayout& layout) {
   auto* header = static_cast<int64_t*>(metadata.mutable_data_ptr());
   header[cpu::header::kLayout] = cpu::kLayoutVersion;
   header[cpu::header::kIsa] = static_cast<int64_t>(layout.isa);
-  header[cpu::header::kRows] = cpu::rows(layout.isa);
+  header[cpu::header::kRows] = layout.rows();
   header[cpu::header::kOutputs] = layout.n;
   header[cpu::header::kInputs] = layout.k;
   header[cpu::header::kValues] = static_cast<int64_t>(layout.type);
@@ -84,15 +84,16 @@ inline cpu::PackedLayout checked_layout(const int64_t* header) {
   STD_TORCH_CHECK(cpu::supported(isa), "packed was written for instruction set ", cpu::name(isa),
                   ", this CPU or build runs only: ", cpu::supported_names(),
                   ". Pack again from the checkpoint.");
-  STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || cpu::in_int8(type) ||
-                      cpu::in_twelve_bits(type) || cpu::in_lanes(type),
-                  "metadata is corrupted: value type ", header[cpu::header::kValues],
-                  " is neither bfloat16 (0, in lanes 5 and 7), int8 (1, in lanes 6 and 8, in 4 "
-                  "bits 9 and 10, dense 4) nor "
-                  "bfloat16 in 12 bits (2, dense 3). Pack again from the checkpoint.");
+  STD_TORCH_CHECK(
+      type == cpu::ValueType::kBfloat16 || cpu::in_int8(type) || cpu::in_twelve_bits(type) ||
+          cpu::in_lanes(type),
+      "metadata is corrupted: value type ", header[cpu::header::kValues],
+      " is neither bfloat16 (0, in lanes 5 and 7), int8 (1, in lanes 6 and 8, in 4 "
+      "bits 9 to 11, in groups 13 and 14, dense 4) nor "
+      "bfloat16 in 12 bits (2, in groups 12, dense 3). Pack again from the checkpoint.");
   STD_TORCH_CHECK(cpu::has_kernel(isa, type), "packed was written for a kernel of instruction set ",
                   cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
-  STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
+  STD_TORCH_CHECK(header[cpu::header::kRows] == weight.rows() && weight.n > 0 && weight.k > 0 &&
                       weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0 &&
                       weight.strays >= 0 && weight.strays <= weight.most_strays(),
                   "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",

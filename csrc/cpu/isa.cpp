@@ -79,7 +79,9 @@ bool has_avx512_vbmi2() {
 }
 
 bool has_avx512_bf16() {
-  return has_avx512_vbmi2() && (kEmulated || bits(cpuid(7, 1).eax, {5}));  // AVX512_BF16
+  if (kEmulated) return has_avx512_vbmi2();
+  return has_avx512_vbmi2() && bits(cpuid(7, 0).ecx, {12}) &&  // AVX512_BITALG
+         bits(cpuid(7, 1).eax, {5});                           // AVX512_BF16
 }
 
 // AMD's family 26 and those after it.

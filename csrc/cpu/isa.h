@@ -22,7 +22,7 @@ enum class Isa : int64_t {
 
 const char* name(Isa isa);
 
-// Rows of one packed block.
+// Rows of one packed block that is not in groups.
 int rows(Isa isa);
 
 // True where packing takes the permutation of blocks of 32 and 64, and kernels need none: they take
@@ -30,8 +30,8 @@ int rows(Isa isa);
 // The others find their values without counting, in the permuted order.
 bool undoes_permutation(Isa isa);
 
-// True where blocks of int8 values and of 12 bits are in slots (layout.h).
-constexpr bool has_slots(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kZen5; }
+// True where blocks of int8 values and of 12 bits may be in groups (layout.h).
+constexpr bool has_groups(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kZen5; }
 
 // True where blocks are in lanes (layout.h).
 constexpr bool has_lanes(Isa isa) { return isa == Isa::kAvx2 || isa == Isa::kAvx2Vnni; }

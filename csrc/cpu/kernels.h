@@ -106,8 +106,7 @@ void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
-// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is dense8 or, with the
-// constants of Avx512Bf16Tuning, int8_t or int4.
+// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is dense8, int8_t or int4.
 template <class Tuning, class Value, int Most>
 void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
@@ -115,7 +114,7 @@ void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
-// Sparse rows in slots (layout.h): bfloat16 values in 12 bits, or `Value` is int8_t or int4.
+// Sparse rows in groups (layout.h): bfloat16 values in 12 bits, or `Value` is int8_t or int4.
 template <class Tuning>
 void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens
 template <class Tuning>

@@ -45,8 +45,10 @@ void avx512_kept(const LinearArguments& a, Worker& worker) {
 
 template <class Tuning, class Value>
 void avx512_int8_kept(const LinearArguments& a, Worker& worker) {
-  a.m <= Tuning::kKeptFewTokensInt8 ? avx512_int8_kept_few_tokens<Tuning, Value>(a, worker)
-                                    : avx512_int8_kept_many_tokens<Tuning, Value>(a, worker);
+  constexpr int64_t kFew =
+      std::is_same_v<Value, int4> ? Tuning::kKeptFewTokensInt4 : Tuning::kKeptFewTokensInt8;
+  a.m <= kFew ? avx512_int8_kept_few_tokens<Tuning, Value>(a, worker)
+              : avx512_int8_kept_many_tokens<Tuning, Value>(a, worker);
 }
 #endif
 
@@ -186,6 +188,9 @@ KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
     case ValueType::kBfloat12:
     case ValueType::kDense12:
     case ValueType::kInt4:
+    case ValueType::kGroupedBfloat12:
+    case ValueType::kGroupedInt8:
+    case ValueType::kGroupedInt4:
       break;
   }
   return {};
@@ -217,22 +222,20 @@ KernelOf<bf16> of_words(bool half) {
 #endif
 
 #if defined(PERMLLM_AVX512)
-// Of int8 values. `Slots`: of an instruction set that has them (isa.h).
-template <class Tuning, bool Slots>
+// Of int8 values. `Groups`: of an instruction set that has them (isa.h).
+template <class Tuning, bool Groups>
 KernelOf<bf16> avx512_int8_kernel(ValueType type) {
+  if constexpr (Groups) {
+    if (type == ValueType::kGroupedInt8)
+      return of_integers<Tuning, avx512_int8_kept<Tuning, int8_t>>();
+    if (type == ValueType::kGroupedInt4)
+      return of_integers<Tuning, avx512_int8_kept<Tuning, int4>>();
+  }
   switch (type) {
     case ValueType::kInt8:
-      if constexpr (Slots) {
-        return of_integers<Tuning, avx512_int8_kept<Tuning, int8_t>>();
-      } else {
-        return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
-      }
+      return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
     case ValueType::kInt4:
-      if constexpr (Slots) {
-        return of_integers<Tuning, avx512_int8_kept<Tuning, int4>>();
-      } else {
-        return of_integers<Tuning, avx512_int8<Tuning, int4, Tuning::kFewTokensInt8>>();
-      }
+      return of_integers<Tuning, avx512_int8<Tuning, int4, Tuning::kFewTokensInt8>>();
     case ValueType::kDense8:
       return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
     default:
@@ -240,13 +243,13 @@ KernelOf<bf16> avx512_int8_kernel(ValueType type) {
   }
 }
 
-// Of an instruction set that has slots.
+// Of an instruction set that has groups.
 template <class Tuning>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
-    case ValueType::kBfloat12:
+    case ValueType::kGroupedBfloat12:
       return of_words<Tuning, avx512_kept<Tuning>>(half);
     case ValueType::kDense12:
       return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);

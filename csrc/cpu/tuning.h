@@ -136,21 +136,15 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 
   // Inputs brought to kept values, of int8 and in 12 bits. Beyond so many tokens, the places of
   // some blocks are better found once for all tiles.
-  static constexpr int64_t kKeptFewTokens = 48, kKeptFewTokensInt8 = 96;
-  // Vectors of x that meet a block of int8 values at least: fewer are done before memory delivers
-  // the next one, and then it is read more slowly (11008 inputs, one token: 1.45 ms in place of
-  // 0.92). But for one token whose x has up to so many bytes: its blocks the hardware fetches. In 4
-  // bits values take longer to decode than memory to deliver them.
-  static constexpr int kKeptLeastVectorsInt8 = 4, kKeptLeastVectorsInt4 = 0;
-  static constexpr int64_t kKeptMostAloneBytes = 12 << 10;
-  // Bytes of a block that are fetched ahead with one token, at most; 448 are all of it. In 4 bits
-  // one line of a block made one token take 1.1 to 1.9 times as long as all of it.
-  static constexpr int kKeptOneTokenFetch = 448, kKeptOneTokenFetchInt8 = 64;
-  static constexpr int kKeptOneTokenFetchInt4 = 256;
+  static constexpr int64_t kKeptFewTokens = 48, kKeptFewTokensInt8 = 48;
+  static constexpr int64_t kKeptFewTokensInt4 = 24;
+  // Bytes of a block that are fetched ahead with one token, at most; 896 are all of it.
+  static constexpr int kKeptOneTokenFetch = 896, kKeptOneTokenFetchInt8 = 128;
+  static constexpr int kKeptOneTokenFetchInt4 = 448;
   static constexpr int kKeptOneTokenAhead = 12288;  // bytes
   static constexpr int kKeptFewAhead = 9216;        // bytes
-  // Of x, whose places and values of 8 rows fill 8 KiB of L1.
-  static constexpr int64_t kKeptChunkVectors = 16;
+  // Places and values of a row group that wait in L1 for tiles of tokens.
+  static constexpr int64_t kKeptChunkBytes = 8 << 10;
   static constexpr int kKeptHint = kIntoL2;
   // At a time: with fewer, places are found more often.
   static constexpr int64_t kKeptPackedTokens = 128;
@@ -186,12 +180,10 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kDenseHint = kIntoL1;
   static constexpr int kDenseAhead = 8192;
 
-  static constexpr int kKeptLeastVectorsInt8 = 0;
-  static constexpr int kKeptOneTokenFetchInt8 = 448;
+  static constexpr int kKeptOneTokenFetchInt8 = 896;
   static constexpr int kKeptOneTokenAhead = 8960;
   static constexpr int kKeptFewAhead = 11520;
-  static constexpr int64_t kKeptPanelGroups = 4;
-  static constexpr int64_t kKeptChunkVectors = 8;
+  static constexpr int64_t kKeptPanelGroups = 2;
   static constexpr int64_t kKeptPackedTokens = 256;
 };
 

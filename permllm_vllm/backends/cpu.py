@@ -42,7 +42,7 @@ MOST_INT8_INPUTS = 1 << 17
 ALIGNMENT = 64
 #: The place in its header that says what its values are, and those that say int8 in 4 bits
 #: (csrc/cpu/packing/layout.h; tests/kernels/test_four_bits.py holds them against it).
-_VALUES_FIELD, _FOUR_BITS = 5, (9, 10, 11)
+_VALUES_FIELD, _FOUR_BITS = 5, (9, 10, 11, 14)
 
 
 class CpuBackend:
@@ -105,7 +105,7 @@ class CpuBackend:
             gather = permutations.absolute(local, weights.block_size).to(torch.int32)
             local = None
         packed, metadata = torch.ops.permllm.cpu_pack(
-            values, weights.mask, local, weights.block_size, chosen
+            values, weights.mask, local, weights.block_size, chosen, weights.pattern.group
         )
         four_bits = int(metadata[_VALUES_FIELD]) in _FOUR_BITS
         return PackedWeights(packed, metadata, gather, scale, four_bits)

@@ -94,6 +94,12 @@ inline V mm512_add_epi16(V a, V b) {
 inline V mm512_add_epi32(V a, V b) {
   return map<uint32_t>(a, b, [](uint32_t x, uint32_t y) { return x + y; });
 }
+inline V mm512_sub_epi8(V a, V b) {
+  return map<uint8_t>(a, b, [](uint8_t x, uint8_t y) { return x - y; });
+}
+inline V mm512_sub_epi16(V a, V b) {
+  return map<uint16_t>(a, b, [](uint16_t x, uint16_t y) { return x - y; });
+}
 inline V mm512_sub_epi32(V a, V b) {
   return map<uint32_t>(a, b, [](uint32_t x, uint32_t y) { return x - y; });
 }
@@ -162,9 +168,28 @@ inline V mm512_srli_epi64(V a, unsigned n) {
 inline V mm512_srai_epi32(V a, unsigned n) {
   return map<int32_t>(a, [=](int32_t x) { return x >> (n < 32 ? n : 31); });
 }
+inline V mm512_popcnt_epi16(V a) {
+  return map<uint16_t>(a, [](uint16_t x) { return __builtin_popcount(x); });
+}
+inline Mask mm512_test_epi8_mask(V a, V b) {
+  const auto x = lanes<uint8_t>(a), y = lanes<uint8_t>(b);
+  Mask mask = 0;
+  for (int i = 0; i < 64; ++i) mask |= Mask{(x[i] & y[i]) != 0} << i;
+  return mask;
+}
+inline V mm512_packus_epi16(V a, V b) {
+  const auto x = lanes<int16_t>(a), y = lanes<int16_t>(b);
+  return each<uint8_t>([&](int i) {
+    const int word = i / 16 * 8 + i % 8;
+    return std::clamp<int>(i % 16 < 8 ? x[word] : y[word], 0, 255);
+  });
+}
 inline V mm512_shuffle_i32x4(V a, V b, int order) { return shuffle_quarters(a, b, order); }
 inline V mm512_shuffle_i64x2(V a, V b, int order) { return shuffle_quarters(a, b, order); }
 inline V mm512_shuffle_epi8(V a, V order) { return shuffle_bytes(a, order); }
+inline V mm512_mask_shuffle_epi8(V s, Mask k, V a, V order) {
+  return choose<uint8_t>(k, s, shuffle_bytes(a, order));
+}
 inline V mm512_maskz_shuffle_epi8(Mask k, V a, V order) {
   return choose<uint8_t>(k, V{}, shuffle_bytes(a, order));
 }

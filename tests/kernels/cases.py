@@ -13,9 +13,9 @@ TWELVE_BITS = ("amx", "zen5", "avx512_bf16")
 """Instruction sets that store bfloat16 values in 12 bits."""
 LANES = ("avx2_vnni", "avx2")
 """Instruction sets whose blocks are in lanes."""
-SLOTS = ("zen5", "avx512_bf16")
-"""Instruction sets whose blocks of int8 values, and of sparse values in 12 bits, are in slots."""
-FOUR_BITS = ("amx", "avx512_vbmi2", *SLOTS, *LANES)
+GROUPS = ("zen5", "avx512_bf16")
+"""Instruction sets whose blocks of int8 values, and of sparse values in 12 bits, are in groups."""
+FOUR_BITS = ("amx", "avx512_vbmi2", *GROUPS, *LANES)
 """Instruction sets that store int8 values in 4 bits."""
 
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.shapes import Layer, random_layer, to_int8
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY
-from tests.kernels.cases import SLOTS, TWELVE_BITS
+from tests.kernels.cases import GROUPS, TWELVE_BITS
 from tests.kernels.test_activations import EXACT_TOKENS
 from tests.kernels.test_cpu import run
 from tests.kernels.test_int8 import INTEGERS
@@ -73,7 +73,7 @@ def kernels(isa: str, int8: bool, m: int, half: bool = False, strays: bool = Fal
     if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
     name = f"{isa} int8" if int8 and isa in INTEGERS else isa
-    if strays and isa in SLOTS:
+    if strays and isa in GROUPS:
         name = f"{isa} expanded"
     if name in KERNELS:
         return [kernel(KERNELS[name], m)] * m

@@ -6,7 +6,7 @@ import torch
 from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
-from tests.kernels.cases import LANES, SLOTS, TWELVE_BITS, Case, cases
+from tests.kernels.cases import GROUPS, LANES, TWELVE_BITS, Case, cases
 
 TOLERANCE = 3e-3  # relative Frobenius error: the rounding of y to bfloat16 alone gives 1.7e-3
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 48, 64, 65, 100, 257, 300)
@@ -141,7 +141,7 @@ def test_non_finite_inputs_stay_in_their_token(isa: str) -> None:
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_an_infinity_reaches_the_rows_that_keep_it_alone(isa: str, pattern: str) -> None:
     """Where inputs are brought to kept values, pruned ones meet nothing: docs/cpu.md."""
-    if isa not in (*SLOTS, *LANES):
+    if isa not in (*GROUPS, *LANES):
         pytest.skip(f"{isa} multiplies zeros too, with few tokens")
     layer = random_layer(40, 256, pattern)
     for m, column in ((1, 3), (2, 3), (4, 8), (12, 70), (33, 199), (64, 250)):

@@ -33,7 +33,7 @@ pytestmark = [
 
 
 def touched(isa: str, values: str) -> dict[str, list[list[int]]]:
-    """The threads that first touch each page of each row group: in packing, and in a call.
+    """The threads that first touch each page of each eight rows: in packing, and in a call.
 
     Without the first pages, which the row group before may read a bit of.
     """

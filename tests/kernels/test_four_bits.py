@@ -10,6 +10,7 @@ from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint import packing
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.kernels.cases import (
+    GROUPS,
     LANES,
     Case,
     cases,
@@ -27,17 +28,22 @@ from tests.kernels.test_int8 import (
 )
 from tests.kernels.test_lanes import value_type
 
-PATTERNS = ("2:4", "4:8")
-INT8, INT4 = 1, 11
+PATTERNS = ("2:4", "4:8", "8:16")
+INT8, INT4, GROUPED_INT8, GROUPED_INT4 = 1, 11, 13, 14
 """In the metadata, as csrc/cpu/packing/layout.h numbers them."""
-INT8_IN_LANES, INT4_IN_LANES = {"2:4": 6, "4:8": 8}, {"2:4": 9, "4:8": 10}
+INT8_IN_LANES = {"2:4": 6, "4:8": 8, "8:16": 8}
+INT4_IN_LANES = {"2:4": 9, "4:8": 10, "8:16": 10}
 
 
 def int8_type(isa: str, pattern: str = "2:4") -> int:
+    if isa in GROUPS:
+        return GROUPED_INT8
     return INT8_IN_LANES[pattern] if isa in LANES else INT8
 
 
 def int4_type(isa: str, pattern: str = "2:4") -> int:
+    if isa in GROUPS:
+        return GROUPED_INT4
     return INT4_IN_LANES[pattern] if isa in LANES else INT4
 
 
@@ -54,7 +60,7 @@ def weights_of(values: Tensor, mask: Tensor, pattern: str = "2:4") -> Checkpoint
 @on_each_with_four_bits
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_one_value_that_does_not_fit_leaves_all_in_8_bits(isa, pattern):
-    n, k = 20, 200
+    n, k = 20, 208
     layer = to_int4(random_layer(n, k, pattern, permuted=False))
     packed = CpuBackend(isa).pack(layer.weights)
     assert packed.four_bits

@@ -10,11 +10,10 @@ from torch import Tensor
 from benchmarks.shapes import random_layer, to_int4
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint import packing
-from tests.kernels.cases import LANES, SLOTS, on_each_with_four_bits
+from tests.kernels.cases import GROUPS, LANES, on_each_with_four_bits
 from tests.kernels.test_lanes import FOURS, INPUTS, PATTERNS, VALUES, fitting, input_of, place_bytes
 
 SUM_BYTES = 4
-EIGHTS, KEPT_OF_EIGHT = 8, 4
 
 pytestmark = on_each_with_four_bits
 
@@ -28,7 +27,7 @@ class Block:
 
     @property
     def rows(self) -> int:
-        return 16 if self.isa == "amx" else 8
+        return 16 if self.isa == "amx" or self.isa in GROUPS else 8
 
     @property
     def bytes_of_places(self) -> int:
@@ -47,8 +46,8 @@ class Block:
         """The input and the quotient of every value of a row."""
         if self.isa in LANES:
             places = self._in_lanes(block, row)
-        elif self.isa in SLOTS:
-            places = self._in_slots(block, row)
+        elif self.isa in GROUPS:
+            places = self._in_groups(block, row)
         else:
             places = self._beside_masks(block, row)
         for place, byte, upper in places:
@@ -64,12 +63,14 @@ class Block:
             byte = (four % half * self.rows + row) * VALUES + i
             yield input_of(block, row, value, self.pattern), byte, four >= half
 
-    def _in_slots(self, block: Tensor, row: int) -> Iterator[tuple[int, int, bool]]:
-        half = KEPT_OF_EIGHT // 2
-        for eight in range(EIGHTS):
-            mask = int(block[row * 8 + eight])
-            for slot, place in enumerate(place for place in range(8) if mask >> place & 1):
-                yield 8 * eight + place, slot % half * INPUTS + row * 8 + eight, slot >= half
+    def _in_groups(self, block: Tensor, row: int) -> Iterator[tuple[int, int, bool]]:
+        for group in range(INPUTS // 16):
+            half, word = group // 2, 2 * row + group % 2
+            first = half * INPUTS + 2 * word
+            mask = int(block[first]) | int(block[first + 1]) << 8
+            for value, place in enumerate(place for place in range(16) if mask >> place & 1):
+                vector, byte = value // 4 * 2 + value % 2, 2 * word + value % 4 // 2
+                yield 16 * group + place, (2 * half + vector % 2) * INPUTS + byte, vector >= 2
 
     def _beside_masks(self, block: Tensor, row: int) -> Iterator[tuple[int, int, bool]]:
         half = self.rows // 2
@@ -102,8 +103,6 @@ def unpacked(packed: Tensor, isa: str, n: int, k: int, pattern: str) -> Tensor:
 @pytest.mark.parametrize(("n", "k"), [(3, 8), (8, 64), (13, 72), (20, 200)])
 def test_the_bytes_are_those_of_the_layout(isa: str, n: int, k: int, pattern: str) -> None:
     n, k = fitting(n, k, pattern)
-    if isa in SLOTS and pattern == "8:16":
-        pytest.skip(f"{isa} takes four of every eight inputs")
     layer = to_int4(random_layer(n, k, pattern, permuted=False, zeros=n == 20))
     packed = CpuBackend(isa).pack(layer.weights)
     assert packed.four_bits
@@ -115,8 +114,6 @@ def test_the_bytes_are_those_of_the_layout(isa: str, n: int, k: int, pattern: st
 @pytest.mark.parametrize(("n", "k"), [(3, 8), (13, 72)])
 def test_the_sums_of_values_stand_behind_the_blocks(isa: str, n: int, k: int, pattern: str) -> None:
     n, k = fitting(n, k, pattern)
-    if isa in SLOTS and pattern == "8:16":
-        pytest.skip(f"{isa} takes four of every eight inputs")
     layer, block = to_int4(random_layer(n, k, pattern, permuted=False)), Block(isa, pattern)
     groups, blocks = -(-n // block.rows), -(-k // INPUTS)
     start = groups * blocks * block.bytes

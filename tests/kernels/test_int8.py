@@ -9,7 +9,7 @@ from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.checkpoint.pattern import Pattern
-from tests.kernels.cases import Case, cases
+from tests.kernels.cases import GROUPS, Case, cases
 from tests.kernels.test_cpu import exact, run
 
 # Of the instruction sets that round x to integers: W8A16 (avx2 W8A14) up to here, W8A8 beyond.
@@ -165,7 +165,7 @@ def test_the_sums_of_rows_stand_behind_the_blocks(int8_isa, n, k):
     """For kernels that shift x and subtract the shift times the sum."""
     layer = to_int8(random_layer(n, k, permuted=k % 64 == 0))
     packed = CpuBackend(int8_isa).pack(layer.weights).packed
-    rows = 16 if int8_isa == "amx" else 8
+    rows = 16 if int8_isa in ("amx", *GROUPS) else 8
     groups = -(-n // rows)
     blocks = groups * -(-k // 64) * rows * (8 + 32)
     sums = packed[blocks : blocks + groups * rows * 4].view(torch.int32)

@@ -12,7 +12,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import INT8_ONLY, CpuBackend
 from permllm_vllm.checkpoint.pattern import Pattern
-from tests.kernels.cases import LANES, SLOTS, TWELVE_BITS
+from tests.kernels.cases import LANES, TWELVE_BITS
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 PATTERNS = ("8:16", "32:64")
@@ -20,13 +20,6 @@ SHAPES = ((1, 64), (8, 128), (13, 192), (40, 1088))
 EVERY_KERNEL = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 31, 33, 40, 64, 100)
 STEP = 0.501 / 127
 """Of activations that are rounded to 8 bits, of the largest of their token."""
-
-
-@pytest.fixture
-def loose_isa(isa: str) -> str:
-    if isa in SLOTS:
-        pytest.skip(f"{isa} takes four of every eight inputs")
-    return isa
 
 
 def dense_by_loops(weights: CheckpointWeights) -> Tensor:
@@ -78,7 +71,7 @@ def with_extreme_masks(n: int, k: int) -> Layer:
 @pytest.mark.parametrize("values", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("pattern", [*PATTERNS, "extreme"])
-def test_matches_a_loop_over_the_masks(loose_isa, pattern, dtype, values):
+def test_matches_a_loop_over_the_masks(isa, pattern, dtype, values):
     for n, k in SHAPES:
         if pattern == "extreme":
             layer = with_extreme_masks(n, k)
@@ -89,7 +82,7 @@ def test_matches_a_loop_over_the_masks(loose_isa, pattern, dtype, values):
         bias = 0.0 if layer.bias is None else layer.bias.double()
         for m in EVERY_KERNEL:
             x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(dtype)
-            y, reference = product(layer, loose_isa, x), x.double() @ dense.t() + bias
+            y, reference = product(layer, isa, x), x.double() @ dense.t() + bias
             size = x.double().abs() @ dense.t().abs()
             bound = torch.finfo(dtype).eps * reference.abs() + 2**-18 * size + 1e-6
             if dtype != torch.float32:
@@ -101,7 +94,7 @@ def test_matches_a_loop_over_the_masks(loose_isa, pattern, dtype, values):
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, "extreme"])
-def test_every_weight_is_exact(loose_isa, pattern):
+def test_every_weight_is_exact(isa, pattern):
     """Unit inputs read the weight itself, for few and many tokens."""
     n, k = 43, 256
     layer = (
@@ -113,38 +106,38 @@ def test_every_weight_is_exact(loose_isa, pattern):
     for m in (1, 3, 7, 20, k):
         for first in range(0, k, m):
             own = slice(first, first + m)
-            assert torch.equal(product(layer, loose_isa, inputs[own]), weight[own])
+            assert torch.equal(product(layer, isa, inputs[own]), weight[own])
             if first > 100:
                 break
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_permutation_is_gathered_or_undone(loose_isa, pattern):
+def test_a_permutation_is_gathered_or_undone(isa, pattern):
     for block_size in (64, 128):
         layer = random_layer(24, 256, pattern, block_size)
-        y = product(layer, loose_isa, torch.eye(256).bfloat16())
+        y = product(layer, isa, torch.eye(256).bfloat16())
         assert torch.equal(y, layer.dense.t())
 
 
 @pytest.mark.parametrize("isa", LANES)
 @pytest.mark.parametrize("integers", [to_int8, to_int4])
-def test_int8_values_of_any_32_of_64_meet_x_as_it_is(loose_isa, integers):
+def test_int8_values_of_any_32_of_64_meet_x_as_it_is(isa, integers):
     layer = integers(random_layer(40, 192, "32:64", permuted=False))
     x = torch.randn(5, 192).bfloat16()
     reference = x.double() @ dense_by_loops(layer.weights).t()
     size = x.double().abs() @ dense_by_loops(layer.weights).abs().t()
-    error = (product(layer, loose_isa, x).double() - reference).abs()
+    error = (product(layer, isa, x).double() - reference).abs()
     assert (error <= 2**-8 * reference.abs() + 2**-20 * size).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_no_damage_of_masks_is_read_as_an_address(loose_isa, dtype):
+def test_no_damage_of_masks_is_read_as_an_address(isa, dtype):
     """Rows whose damaged masks keep all inputs, or none, have some answer."""
-    if loose_isa in TWELVE_BITS or loose_isa in INT8_ONLY:
-        pytest.skip(f"{loose_isa} expands masks: test_damage.py")
+    if isa in TWELVE_BITS or isa in INT8_ONLY:
+        pytest.skip(f"{isa} expands masks: test_damage.py")
     layer = random_layer(16, 128, "32:64", permuted=False)
     layer = to_int8(layer) if dtype == torch.int8 else layer
-    packed = CpuBackend(loose_isa).pack(layer.weights)
+    packed = CpuBackend(isa).pack(layer.weights)
     for byte in (0x00, 0xFF, 0x01):
         packed.packed[: packed.packed.numel() - 128] = byte
         for m in EVERY_KERNEL:
@@ -153,10 +146,10 @@ def test_no_damage_of_masks_is_read_as_an_address(loose_isa, dtype):
             assert ops.sparse_linear(x, *operands).shape == (m, 16)
 
 
-def test_a_mask_that_keeps_another_number_is_refused(loose_isa):
+def test_a_mask_that_keeps_another_number_is_refused(isa):
     layer = random_layer(16, 128, "32:64", permuted=False)
     weights = layer.weights
     weights.mask[11, 9] ^= 1
     assert weights.pattern == Pattern(32, 64)
     with pytest.raises(RuntimeError, match=r"row 11 keeps .* of the inputs .*, not half of them"):
-        CpuBackend(loose_isa).pack(weights)
+        CpuBackend(isa).pack(weights)

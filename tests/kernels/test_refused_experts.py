@@ -23,7 +23,7 @@ from tests.kernels.test_experts import (
     stacked,
 )
 
-OUTPUTS, INPUTS, VALUE_TYPE, PLACE = 3, 4, 5, 7
+ROWS, OUTPUTS, INPUTS, VALUE_TYPE, PLACE = 2, 3, 4, 5, 7
 """Fields of the metadata of an expert (csrc/cpu/packing/layout.h)."""
 DENSE8 = 4
 """Number of a kind of values (csrc/cpu/packing/layout.h)."""
@@ -106,6 +106,7 @@ def test_dense_experts_are_refused(isa: str) -> None:
     gate_up, down = (stacked(backend, experts) for experts in layers("int8"))
     metadata = gate_up.metadata.clone()
     metadata[0, VALUE_TYPE] = DENSE8
+    metadata[0, ROWS] = 16 if isa == "amx" else 8
     with pytest.raises(RuntimeError, match="gate_up of expert 0 is dense: experts are sparse"):
         choosing(0, replace(gate_up, metadata=metadata), down)
 

@@ -12,12 +12,12 @@ from benchmarks.shapes import Layer, random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint import packing, permutation
-from tests.kernels.cases import SLOTS, on_each_with_twelve_bits
+from tests.kernels.cases import GROUPS, on_each_with_twelve_bits
 from tests.kernels.test_cpu import run
 
 VALUE_TYPE, STRAYS = 5, 6
 """Places in the metadata, as csrc/cpu/packing/layout.h numbers them."""
-BFLOAT16, BFLOAT12 = 0, 2
+BFLOAT16, BFLOAT12, GROUPED_BFLOAT12 = 0, 2, 12
 POWERS = 13
 """Powers of two that a row has at least, its largest included."""
 VALUES_OF_STRAY = 512
@@ -35,6 +35,11 @@ def layer_of(values: Tensor, *, permuted: bool = True) -> Layer:
     if weights.permutation is not None:
         dense = permutation.unpermute_columns(dense, weights.permutation, weights.block_size)
     return replace(drawn, weights=weights, dense=dense)
+
+
+def twelve_bits(isa: str) -> int:
+    """The type of values in 12 bits."""
+    return GROUPED_BFLOAT12 if isa in GROUPS else BFLOAT12
 
 
 def packed_as(isa: str, layer: Layer) -> tuple[int, int]:
@@ -64,19 +69,19 @@ def test_strays_are_multiplied_by_every_kernel(isa: str, tokens: int) -> None:
     for row in range(0, 21, 2):
         values[row, (137 * row + 5) % 1024] = -(2.0 ** (-20 - row))
     layer = layer_of(values)
-    assert packed_as(isa, layer) == (BFLOAT12, 11)
+    assert packed_as(isa, layer) == (twelve_bits(isa), 11)
     assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 64])
 def test_an_infinity_meets_a_stray_alone(isa: str, tokens: int) -> None:
     """And no other row of its row group, where inputs are brought to kept values."""
-    if isa not in SLOTS:
+    if isa not in GROUPS:
         pytest.skip(f"{isa} expands rows: pruned zeros meet the infinity")
     values = torch.ones(16, 128, dtype=torch.bfloat16)
     values[5, 77] = 2.0**-30
     layer = layer_of(values)
-    assert packed_as(isa, layer) == (BFLOAT12, 1)
+    assert packed_as(isa, layer) == (twelve_bits(isa), 1)
     x = torch.ones(tokens, 256).bfloat16()
     column = layer.dense[5].abs().where(layer.dense[5] != 0, torch.inf).argmin()
     x[:, column] = float("inf")
@@ -89,7 +94,7 @@ def test_a_row_has_its_own_powers(isa: str) -> None:
     """Rows of one group whose values are 2**56 apart have no strays."""
     values = torch.stack([row_of(*range(-7 * row, POWERS - 7 * row)) for row in range(9)])
     layer = layer_of(values)
-    assert packed_as(isa, layer) == (BFLOAT12, 0)
+    assert packed_as(isa, layer) == (twelve_bits(isa), 0)
     assert torch.equal(weights_read(isa, layer, 1), layer.dense.t())
 
 
@@ -100,16 +105,16 @@ def test_powers_of_a_row(isa: str, largest: int) -> None:
     lowest = largest - fits + 1
     values = torch.full((16, 512), 2.0**largest, dtype=torch.bfloat16)
     values[3, 7] = 2.0**lowest
-    assert packed_as(isa, layer_of(values)) == (BFLOAT12, 0)
+    assert packed_as(isa, layer_of(values)) == (twelve_bits(isa), 0)
     values[3, 7] = 2.0**lowest * (1 - 2**-8)
-    assert packed_as(isa, layer_of(values)) == (BFLOAT12, 1)
+    assert packed_as(isa, layer_of(values)) == (twelve_bits(isa), 1)
 
 
 def test_too_many_strays_are_stored_in_sixteen_bits(isa: str) -> None:
     values = torch.ones(32, 512, dtype=torch.bfloat16)
     most = values.numel() // VALUES_OF_STRAY
     values[:most, 3] = 2.0**-30
-    assert packed_as(isa, layer_of(values)) == (BFLOAT12, most)
+    assert packed_as(isa, layer_of(values)) == (twelve_bits(isa), most)
     values[most - 1, 4] = 2.0**-30
     layer = layer_of(values)
     assert packed_as(isa, layer) == (BFLOAT16, 0)
@@ -135,7 +140,7 @@ def test_zeros_of_either_sign_and_rows_of_zeros(isa: str) -> None:
     values[:, 1::5] = -0.0
     values[4] = -0.0
     layer = layer_of(values)
-    assert packed_as(isa, layer) == (BFLOAT12, 0)
+    assert packed_as(isa, layer) == (twelve_bits(isa), 0)
     for tokens in (1, 7, 48, 64):
         assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 

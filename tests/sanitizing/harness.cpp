@@ -187,6 +187,7 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
   const bool permuted = !layer.permutation.empty(), undone = undoes_permutation(isa);
   pack_arguments.permutation = permuted && undone ? layer.permutation.data() : nullptr;
   pack_arguments.block_size = 64;
+  pack_arguments.group = kBlockInputs;
   pack_arguments.n = layer.n;
   pack_arguments.k = layer.k;
   const Packing packing = choose_packing(isa, pack_arguments);
@@ -242,15 +243,16 @@ struct Stack {
     int64_t bytes = 0;
     layers.reserve(experts);
     for (int64_t expert = 0; expert < experts; ++expert) {
-      const int of = has_lanes(isa) ? 4 << 2 * (expert % 3) : 4;  // whose blocks are others
+      const int of =
+          has_lanes(isa) || has_groups(isa) ? 4 << 2 * (expert % 3) : 4;  // whose blocks are others
       const Layer& layer = layers.emplace_back(n, k, type, random, of);
       const void* values = type == ValueType::kInt8
                                ? static_cast<const void*>(layer.integers.data())
                                : static_cast<const void*>(layer.values.data());
-      arguments.push_back({values, type, layer.mask.data(), nullptr, 64, n, k});
+      arguments.push_back({values, type, layer.mask.data(), nullptr, 64, kBlockInputs, n, k});
       packings.push_back(choose_packing(isa, arguments.back()));
       const PackedLayout& layout = packings.back().layout;
-      headers.insert(headers.end(), {kLayoutVersion, static_cast<int64_t>(isa), rows(isa), n, k,
+      headers.insert(headers.end(), {kLayoutVersion, static_cast<int64_t>(isa), layout.rows(), n, k,
                                      static_cast<int64_t>(layout.type), layout.strays, bytes});
       scales.insert(scales.end(), layer.scale.begin(), layer.scale.end());
       layouts.push_back(layout);
@@ -358,7 +360,7 @@ int sweep(Isa isa, bool short_blob, unsigned seed) {
       const Layer layer(n, k, type, random);
       calls += check(isa, layer, short_blob, random);
       for (const int of : {16, 64}) {
-        if (!has_slots(isa)) calls += check(isa, Layer(n, k, type, random, of), short_blob, random);
+        calls += check(isa, Layer(n, k, type, random, of), short_blob, random);
       }
       const ValueType dense = type == ValueType::kInt8 ? ValueType::kDense8 : ValueType::kDense12;
       if (has_kernel(isa, dense)) calls += check_dense(isa, dense, layer, random);

@@ -73,6 +73,10 @@ struct Bfloat16Products {
     static __m256 convert(const __m256i (&sums)[1], int64_t, __mmask8, int64_t) {
       return _mm256_castsi256_ps(sums[0]);
     }
+
+    static __m512 convert16(const __m512i (&sums)[1], int64_t, __mmask16, int64_t, __m512 addend) {
+      return _mm512_add_ps(_mm512_castsi512_ps(sums[0]), addend);
+    }
   };
 };
 

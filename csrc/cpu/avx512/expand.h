@@ -109,19 +109,20 @@ class ExpandedRows<Tuning, dense8> {
   static void for_each_stray(int64_t, Body) {}
 };
 
-// The strays of a row group.
+// The strays of a row group of so many rows.
+template <int Rows>
 class RowStrays {
  public:
   RowStrays(const LinearArguments& a, int64_t group) : strays_(a.behind, group) {
     // Of the next row groups: nothing else brings them in time.
     strays_.prefetch_next();
     __builtin_prefetch(a.behind.first_stray + group + 2 * kLanes);
-    __builtin_prefetch(a.behind.largest + (group + 2) * kRows + 64);
+    __builtin_prefetch(a.behind.largest + (group + 2) * Rows + 64);
   }
 
   template <class Body>
   void for_each_stray(int64_t inputs, Body body) const {
-    strays_.for_each(kRows, inputs, body);
+    strays_.for_each(Rows, inputs, body);
   }
 
  private:
@@ -129,9 +130,9 @@ class RowStrays {
 };
 
 template <class Tuning>
-class ExpandedRows<Tuning, dense12> : public RowStrays {
+class ExpandedRows<Tuning, dense12> : public RowStrays<kRows> {
  public:
-  ExpandedRows(const LinearArguments& a, int64_t group) : RowStrays(a, group) {
+  ExpandedRows(const LinearArguments& a, int64_t group) : RowStrays<kRows>(a, group) {
     for (int row = 0; row < kRows; ++row) {
       const uint8_t largest = a.behind.largest[group * kRows + row];
       tables_[row] = upper_entries(_mm512_set1_epi8(static_cast<char>(largest)));

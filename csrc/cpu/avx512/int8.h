@@ -94,6 +94,19 @@ struct Int8Products {
       return _mm256_mul_ps(_mm256_mul_ps(sum, scale), _mm256_set1_ps(scales[token]));
     }
 
+    // To add is a part of this, or the compiler decides in each kernel anew whether it rounds
+    // twice.
+    __m512 convert16(const __m512i (&sums)[Bytes], int64_t row, __mmask16 mask, int64_t token,
+                     __m512 addend) const {
+      const __m512i values = _mm512_loadu_si512(a.behind.value_sums + row);
+      __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[0], _mm512_slli_epi32(values, 7)));
+      if constexpr (Bytes == 2) {
+        sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(sums[1]));
+      }
+      const __m512 scale = _mm512_maskz_loadu_ps(mask, a.scale + row);
+      return _mm512_fmadd_ps(_mm512_mul_ps(sum, scale), _mm512_set1_ps(scales[token]), addend);
+    }
+
     const LinearArguments& a;
     const float* scales;
   };

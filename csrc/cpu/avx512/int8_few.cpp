@@ -23,6 +23,8 @@ void avx512_int8_few_tokens(const LinearArguments& a, Worker& worker) {
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int8_t, Avx512Bf16Tuning::kFewTokensInt8)
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int4, Avx512Bf16Tuning::kFewTokensInt8)
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, dense8, Avx512Bf16Tuning::kFewTokensDense8)
+PERMLLM_INSTANTIATE(Zen5Tuning, int8_t, Zen5Tuning::kFewTokensInt8)
+PERMLLM_INSTANTIATE(Zen5Tuning, int4, Zen5Tuning::kFewTokensInt8)
 PERMLLM_INSTANTIATE(Zen5Tuning, dense8, Zen5Tuning::kFewTokensDense8)
 #undef PERMLLM_INSTANTIATE
 

@@ -8,13 +8,9 @@ namespace {
 
 template <class Tuning, class Value, int Bytes>
 struct KeptProducts : Int8Products<Tuning, Value, Bytes> {
-  static constexpr bool kInt4 = std::is_same_v<Value, int4>;
+  static constexpr int kPlanes = Bytes;
   static constexpr int kOneTokenFetch =
-      kInt4 ? Tuning::kKeptOneTokenFetchInt4 : Tuning::kKeptOneTokenFetchInt8;
-  static constexpr int kLeastVectors =
-      kInt4 ? Tuning::kKeptLeastVectorsInt4 : Tuning::kKeptLeastVectorsInt8;
-
-  static constexpr bool kQuotientsAlone = kInt4 && Bytes == 2;
+      std::is_same_v<Value, int4> ? Tuning::kKeptOneTokenFetchInt4 : Tuning::kKeptOneTokenFetchInt8;
 
   static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
     return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(places, x), values);

@@ -74,6 +74,8 @@ void avx512_int8_many_tokens(const LinearArguments& a, Worker& worker) {
 template void avx512_int8_many_tokens<Avx512Bf16Tuning, int8_t>(const LinearArguments&, Worker&);
 template void avx512_int8_many_tokens<Avx512Bf16Tuning, int4>(const LinearArguments&, Worker&);
 template void avx512_int8_many_tokens<Avx512Bf16Tuning, dense8>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Zen5Tuning, int8_t>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Zen5Tuning, int4>(const LinearArguments&, Worker&);
 template void avx512_int8_many_tokens<Zen5Tuning, dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -8,9 +8,8 @@ namespace {
 
 template <class Tuning>
 struct KeptProducts : Bfloat16Products<Tuning, bf12> {
+  static constexpr int kPlanes = 1;
   static constexpr int kOneTokenFetch = Tuning::kKeptOneTokenFetch;
-  static constexpr int kLeastVectors = 0;
-  static constexpr bool kQuotientsAlone = false;
 
   static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
     return Bfloat16Products<Tuning, bf12>::multiply_one(sum, values,

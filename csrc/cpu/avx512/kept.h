@@ -1,24 +1,34 @@
-// Kept values and their places, from blocks in slots, in AVX-512 registers.
+// Kept values and their places, from blocks in groups, in AVX-512 registers.
 //
 // Expanding brings values to all inputs, and half of the products are with zeros. Here inputs are
 // brought to the values: a shuffle of x and a product for two vectors of inputs, in place of two
-// products. A vector is a slot of all eight rows; each has four of its values there, in a pair of
-// lanes. What pruning left out meets no input: beside bfloat16 values, one that is not finite
+// products. What pruning left out meets no input: beside bfloat16 values, one that is not finite
 // reaches the rows that keep it, and no other.
 //
+// A vector of values is of all 16 rows of a block and the two groups of a half: one value each of
+// bfloat16, a pair in a lane, or two each of int8, four in a lane. So 16 sums are one vector, and
+// nothing is summed across lanes. The places of eight values in their group come from 16 bits of
+// mask, lowest first: where m has b bits, m - 1 has those below its lowest, and b - 1 more.
+//
+// Places and values are taken by parts of a block, four vectors of each, few enough to stay in
+// registers beside the sums of 16 tokens. To find places takes a chain of some 20 steps, so those
+// of the next part are found before this one is multiplied.
+//
 // KeptRows<Value>, constructed from the arguments and a row group of theirs, has
-//   kVectors                     of places and of values that a slot of a block is
-//   take(block, places, values)  all of these, [vector][slot]
+//   kParts                       of a block
+//   Block(rows, block)           from which part after part is taken, in order:
+//     take_places(part, places)
+//     take_values(part, values)
+//   vector_of_x(part)            of a token's inputs of a block, which the part meets
 //   for_each_stray(inputs, body) as ExpandedRows
 //
 // `Products`, beside what avx512/few.h asks of them:
-//   kInputs                                vectors of x that a token has in a block. Each meets the
-//                                          places and values of the same number, or the only ones
-//   multiply_kept(sum, places, values, x)  one shuffle and one product
-//   kOneTokenFetch                         bytes of a block that are fetched ahead with one token
-//   kLeastVectors                          of x that meet a block: the last token is repeated
-//   kQuotientsAlone                        whether one token meets what KeptRows<int4> gives by
-//                                          take_quotients()
+//   kInputs                                vectors of x that a token has in a block
+//   kPlanes                                of these, meet the same places and have sums of their
+//   own load_kept(x, place)                    what places refer to multiply_kept(sum, places,
+//   values, x)  one shuffle and one product kOneTokenFetch                         bytes of a block
+//   that are fetched ahead with one token convert16 of Outputs                   as convert, of 16
+//   rows
 //
 // Include after every other header, in files that are compiled for AVX-512 only.
 #pragma once
@@ -28,6 +38,9 @@
 
 namespace permllm::cpu {
 namespace {
+
+constexpr int kPartVectors = 4;
+using PartVectors = __m512i[kPartVectors];
 
 struct Bytes {
   uint8_t of[sizeof(__m512i)];
@@ -42,54 +55,74 @@ constexpr Bytes bytes_of(Body body) {
 
 inline __m512i load(const Bytes& bytes) { return _mm512_loadu_si512(bytes.of); }
 
-// Which of eight inputs is the one of a slot, by a mask without its highest bit, which follows from
-// the others. Where these are not of four inputs, it is any.
-constexpr int input_of_slot(int slot, int mask) {
-  const int last = __builtin_popcount(mask) < kSlots ? 7 : 0;
-  for (int input = 0; input < 7; ++input) {
-    if ((mask >> input & 1) != 0 && slot-- == 0) return input;
-  }
-  return last;
-}
+constexpr int kAndThenOr = 0xea;  // a & b | c, of three vectors
+constexpr int kChoose = 0xca;     // of the bits of b where a is set, else of c
 
-struct SlotTables {
-  Bytes lower[kSlots], upper[kSlots];  // of masks below 64, and of others
-};
-
-constexpr SlotTables slot_tables() {
-  SlotTables tables = {};
-  for (int slot = 0; slot < kSlots; ++slot) {
-    tables.lower[slot] = bytes_of([=](int mask) { return input_of_slot(slot, mask); });
-    tables.upper[slot] = bytes_of([=](int mask) { return input_of_slot(slot, 64 + mask); });
-  }
-  return tables;
-}
-
-alignas(64) constexpr SlotTables kSlotTables = slot_tables();
-
-// Places within a vector of x, of as many masks as a block has.
-class Places {
+// The places of the bits that 32 words of masks set, lowest first, and as much more as further bits
+// are set: 7 for the first, then 6.
+class PlacesOfWords {
  public:
-  explicit Places(const Bytes& first_inputs) : first_inputs_(load(first_inputs)) {
-    PERMLLM_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      lower_[slot] = load(kSlotTables.lower[slot]);
-      upper_[slot] = load(kSlotTables.upper[slot]);
-    }
-  }
+  explicit PlacesOfWords(__m512i masks) : rest_(masks) {}
 
-  __m512i of(int slot, __m512i masks) const {
-    const __m512i input = _mm512_permutex2var_epi8(lower_[slot], masks, upper_[slot]);
-    return _mm512_or_si512(input, first_inputs_);
+  __m512i next() {
+    const __m512i below = _mm512_sub_epi16(rest_, _mm512_set1_epi16(1));
+    rest_ = _mm512_and_si512(rest_, below);
+    return _mm512_popcnt_epi16(below);
   }
 
  private:
-  __m512i lower_[kSlots], upper_[kSlots];
-  __m512i first_inputs_;
+  __m512i rest_;
 };
 
-constexpr int kAndThenOr = 0xea;   // a & b | c, of three vectors
-constexpr int kAndThenXor = 0x6a;  // (a & b) ^ c
+// What a place of the words of value `value` has too much, less the first input of their group.
+constexpr int excess(int value, int group) {
+  return kGroupValues - 1 - value - group * kGroupInputs;
+}
+
+struct PartBytes {
+  Bytes of[kPartVectors];
+};
+
+// The same of a half's int8 values, whose two groups have places among 64.
+constexpr PartBytes excess_of_half(int half) {
+  PartBytes bytes = {};
+  for (int j = 0; j < kPartVectors; ++j) {
+    bytes.of[j] = bytes_of(
+        [=](int place) { return excess(value_of_vector(j, place % 2), 2 * half + place / 2 % 2); });
+  }
+  return bytes;
+}
+
+constexpr PartBytes kExcess[] = {excess_of_half(0), excess_of_half(1)};
+
+// Of int8 values a part is a half.
+class Int8Block {
+ public:
+  static constexpr int kParts = 2;
+
+  explicit Int8Block(const uint16_t (&masks)[2][32]) : masks_(masks) {}
+
+  void take_places(int half, PartVectors& places) {
+    PlacesOfWords words(_mm512_loadu_si512(masks_[half]));
+    PERMLLM_UNROLL
+    for (int four = 0; four < 2; ++four) {
+      // Each of these two is read before the next, and has two values of the same words.
+      const __m512i first = words.next();
+      const __m512i first_two = _mm512_packus_epi16(first, words.next());
+      const __m512i third = words.next();
+      const __m512i last_two = _mm512_packus_epi16(third, words.next());
+      places[2 * four] = _mm512_unpacklo_epi8(first_two, last_two);
+      places[2 * four + 1] = _mm512_unpackhi_epi8(first_two, last_two);
+    }
+    PERMLLM_UNROLL
+    for (int j = 0; j < kPartVectors; ++j) {
+      places[j] = _mm512_sub_epi8(places[j], load(kExcess[half].of[j]));
+    }
+  }
+
+ private:
+  const uint16_t (*masks_)[32];
+};
 
 template <class Value>
 class KeptRows;
@@ -97,175 +130,165 @@ class KeptRows;
 template <>
 class KeptRows<int8_t> {
  public:
-  static constexpr int kVectors = 1;
-  static constexpr Bytes kFirstInputs = bytes_of([](int place) { return place % 8 * 8; });
+  static constexpr int kParts = Int8Block::kParts;
 
-  KeptRows(const LinearArguments&, int64_t) : places_(kFirstInputs) {}
+  KeptRows(const LinearArguments&, int64_t) {}
 
-  void take(const SlotBlock<int8_t>& block, __m512i (&places)[1][kSlots],
-            __m512i (&values)[1][kSlots]) const {
-    const __m512i masks = _mm512_load_si512(block.mask);
-    PERMLLM_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      places[0][slot] = places_.of(slot, masks);
-      values[0][slot] = _mm512_load_si512(block.values[slot]);
+  class Block : Int8Block {
+   public:
+    Block(const KeptRows&, const GroupedBlock<int8_t>& block)
+        : Int8Block(block.mask), block_(&block) {}
+
+    using Int8Block::take_places;
+
+    void take_values(int half, PartVectors& values) const {
+      PERMLLM_UNROLL
+      for (int i = 0; i < kPartVectors; ++i) {
+        values[i] = _mm512_load_si512(block_->values[half][i]);
+      }
     }
-  }
+
+   private:
+    const GroupedBlock<int8_t>* block_;
+  };
+
+  static constexpr int vector_of_x(int) { return 0; }
 
   template <class Body>
   static void for_each_stray(int64_t, Body) {}
-
- private:
-  Places places_;
 };
 
-// The q of the lower byte of a word, by a place in the table of one multiplier; the upper byte is
-// of q + 1.
-constexpr int even_quotient(int place) { return kSmallestQuotient + place % kQuotients / 2 * 2; }
-
-// int8 values that four bits stand for (avx512/multiples.h), of the multipliers of eight rows.
-// Their products are two tables of 64.
-class MultiplesOfRows {
- public:
-  explicit MultiplesOfRows(const uint8_t (&multipliers)[kRows]) {
-    int64_t bytes;
-    __builtin_memcpy(&bytes, multipliers, sizeof(bytes));
-    const __m512i all = _mm512_set1_epi64(bytes);
-    lower_ = multiply(_mm512_shuffle_epi8(all, load(kLowerRows)));
-    upper_ = multiply(_mm512_shuffle_epi8(all, load(kUpperRows)));
-  }
-
-  // `bytes`, of which the lower four bits count, are in the order of a slot.
-  __m512i of(__m512i bytes) const {
-    const __m512i index =
-        _mm512_ternarylogic_epi64(bytes, _mm512_set1_epi8(kQuotients - 1), load(kRow), kAndThenOr);
-    return _mm512_permutex2var_epi8(lower_, index, upper_);
-  }
-
- private:
-  static constexpr int kZero = 0x80;  // of a shuffle
-
-  // In every 128 bits the multiplier of one row, in the lower bytes of words.
-  static constexpr Bytes kLowerRows =
-      bytes_of([](int place) { return place % 2 == 0 ? place / 16 : kZero; });
-  static constexpr Bytes kUpperRows =
-      bytes_of([](int place) { return place % 2 == 0 ? kRows / 2 + place / 16 : kZero; });
-
-  // A word is to be q * m and, in its upper byte, (q + 1) * m. That is one product, but for a carry
-  // of -1 where q is negative: where one of the two fits a byte, q * m is at least -256.
-  static constexpr Bytes kFactors = bytes_of([](int place) {
-    const int q = even_quotient(place), factor = 256 * (q + 1) + q;
-    return factor >> place % 2 * 8;
-  });
-  static constexpr Bytes kCarries =
-      bytes_of([](int place) { return even_quotient(place) < 0 ? place % 2 : 0; });
-
-  // Of a value's place, times 16.
-  static constexpr Bytes kRow = bytes_of([](int place) { return place / 8 * kQuotients; });
-
-  static __m512i multiply(__m512i multipliers) {
-    return _mm512_add_epi8(_mm512_mullo_epi16(multipliers, load(kFactors)), load(kCarries));
-  }
-
-  __m512i lower_, upper_;
-};
-
+// int8 values that four bits stand for: products q * m, q = -8..7 (layout.h), with m of the row.
 template <>
 class KeptRows<int4> {
  public:
-  static constexpr int kVectors = 1;
+  static constexpr int kParts = Int8Block::kParts;
 
-  KeptRows(const LinearArguments&, int64_t) : places_(KeptRows<int8_t>::kFirstInputs) {}
+  KeptRows(const LinearArguments&, int64_t) {}
 
-  void take(const SlotBlock<int4>& block, __m512i (&places)[1][kSlots],
-            __m512i (&values)[1][kSlots]) const {
-    const __m512i masks = _mm512_loadu_si512(block.mask);
-    const MultiplesOfRows multiples(block.multipliers);
-    PERMLLM_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      places[0][slot] = places_.of(slot, masks);
-      const __m512i bytes = _mm512_loadu_si512(block.values[slot % (kSlots / 2)]);
-      values[0][slot] = multiples.of(slot < kSlots / 2 ? bytes : _mm512_srli_epi16(bytes, 4));
+  class Block : Int8Block {
+   public:
+    Block(const KeptRows&, const GroupedBlock<int4>& block)
+        : Int8Block(block.mask), block_(&block), multipliers_(in_both_words(block)) {}
+
+    using Int8Block::take_places;
+
+    // A byte of q * m is that of a product of words where the bytes below it are zero.
+    void take_values(int half, PartVectors& values) const {
+      const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00));
+      take_quotients(half, values);
+      PERMLLM_UNROLL
+      for (__m512i& value : values) {
+        const __m512i even = _mm512_mullo_epi16(value, multipliers_);
+        const __m512i odd = _mm512_mullo_epi16(_mm512_and_si512(value, upper), multipliers_);
+        value = _mm512_ternarylogic_epi64(upper, odd, even, kChoose);
+      }
     }
-  }
 
-  // The values before they are multiplied: 16 q. Sums of their products are to be multiplied, by
-  // add_multiples.
-  void take_quotients(const SlotBlock<int4>& block, __m512i (&places)[kSlots],
-                      __m512i (&quotients)[kSlots]) const {
-    const __m512i masks = _mm512_loadu_si512(block.mask);
-    // Of bytes that hold q + 8, with the highest bit of q + 8 turned round.
-    const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xf0));
-    const __m512i highest = _mm512_set1_epi8(static_cast<char>(0x80));
-    PERMLLM_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      places[slot] = places_.of(slot, masks);
-      const __m512i bytes = _mm512_loadu_si512(block.values[slot % (kSlots / 2)]);
-      quotients[slot] = _mm512_ternarylogic_epi64(
-          slot < kSlots / 2 ? _mm512_slli_epi16(bytes, 4) : bytes, upper, highest, kAndThenXor);
+    // The values before they are multiplied: q. Sums of their products are to be multiplied, by
+    // add_multiples.
+    void take_quotients(int half, PartVectors& quotients) const {
+      PERMLLM_UNROLL
+      for (int i = 0; i < kPartVectors; ++i) {
+        quotients[i] = _mm512_permutexvar_epi8(nibbles(half, i), load(kQuotients));
+      }
     }
-  }
 
-  // Of 16 products of 16 q and a byte of x the sum is below 2^19, and without the 16 a word.
-  static __m512i add_multiples(__m512i sum, __m512i products, const uint8_t (&multipliers)[kRows]) {
-    int64_t bytes;
-    __builtin_memcpy(&bytes, multipliers, sizeof(bytes));
-    const __m512i own = _mm512_shuffle_epi8(_mm512_set1_epi64(bytes), load(kRowOfLane));
-    return _mm512_dpwssd_epi32(sum, _mm512_srai_epi32(products, 4), own);
-  }
+    // Of 16 products of q and a byte of x the sum is a word.
+    __m512i add_multiples(__m512i sum, __m512i products) const {
+      return _mm512_dpwssd_epi32(sum, products, multipliers_of_lanes());
+    }
+
+   private:
+    static __m512i in_both_words(const GroupedBlock<int4>& block) {
+      const __m512i lanes = _mm512_cvtepu8_epi32(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.multipliers)));
+      return _mm512_or_si512(lanes, _mm512_slli_epi32(lanes, 16));
+    }
+
+    __m512i multipliers_of_lanes() const {
+      return _mm512_and_si512(multipliers_, _mm512_set1_epi32(0xffff));
+    }
+
+    // In the lower bits of bytes, below others.
+    __m512i nibbles(int half, int vector) const {
+      const __m512i bytes = _mm512_loadu_si512(block_->values[half][vector % 2]);
+      return vector < 2 ? bytes : _mm512_srli_epi16(bytes, 4);
+    }
+
+    // By the lower four of the six bits that are looked up.
+    static constexpr Bytes kQuotients =
+        bytes_of([](int place) { return place % 16 + kSmallestQuotient; });
+
+    const GroupedBlock<int4>* block_;
+    __m512i multipliers_;
+  };
+
+  static constexpr int vector_of_x(int) { return 0; }
 
   template <class Body>
   static void for_each_stray(int64_t, Body) {}
-
- private:
-  // To the lower bytes of 32 bits.
-  static constexpr Bytes kRowOfLane =
-      bytes_of([](int place) { return place % 4 == 0 ? place / 8 : 0x80; });
-
-  Places places_;
 };
 
-// A vector is a half of the block: 32 inputs. `vpermw` takes five bits of each word, so that the
-// places of the first half may have those of the second above them.
+// A part is one half of the eight values of a half of the block. `vpermw` takes five bits of each
+// word: a place in 16, and which of the two groups.
 template <>
-class KeptRows<bf12> : public RowStrays {
+class KeptRows<bf12> : public RowStrays<kGroupedRows> {
  public:
-  static constexpr int kVectors = 2;
+  static constexpr int kParts = 4;
 
   KeptRows(const LinearArguments& a, int64_t group)
-      : RowStrays(a, group),
-        places_(kFirstInputs),
-        row_(_mm512_loadu_si512(kRow.of)),
-        table_(upper_bytes(a.behind.largest + group * kRows)) {}
+      : RowStrays<kGroupedRows>(a, group),
+        row_(load(kRow)),
+        lower_table_(upper_bytes(a.behind.largest + group * kGroupedRows)),
+        upper_table_(upper_bytes(a.behind.largest + group * kGroupedRows + kGroupedRows / 2)) {}
 
-  void take(const SlotBlock<bf12>& block, __m512i (&places)[2][kSlots],
-            __m512i (&values)[2][kSlots]) const {
-    const __m512i masks = _mm512_load_si512(block.mask);
-    const __m512i codes[] = {_mm512_load_si512(block.upper[0]), _mm512_load_si512(block.upper[1])};
-    PERMLLM_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      places[0][slot] = places_.of(slot, masks);
-      places[1][slot] = _mm512_srli_epi16(places[0][slot], 8);
-      const __m512i lower = _mm512_load_si512(block.lower[slot]);
-      const __m512i upper = slot < kSlots / 2
-                                ? look_up(codes[slot], codes[slot])
-                                : look_up(_mm512_srli_epi16(codes[slot - kSlots / 2], 3),
-                                          _mm512_slli_epi16(codes[slot - kSlots / 2], 1));
-      values[0][slot] = _mm512_unpacklo_epi8(lower, upper);
-      values[1][slot] = _mm512_unpackhi_epi8(lower, upper);
+  class Block {
+   public:
+    Block(const KeptRows& rows, const GroupedBlock<bf12>& block)
+        : rows_(&rows), block_(&block), words_(_mm512_load_si512(block.mask[0])) {}
+
+    void take_places(int part, PartVectors& places) {
+      if (part == 2) words_ = PlacesOfWords(_mm512_load_si512(block_->mask[1]));
+      PERMLLM_UNROLL
+      for (int i = 0; i < kPartVectors; ++i) {
+        const int value = part % 2 * kPartVectors + i;
+        const int words = excess(value, 0) | excess(value, 1) * (1 << 16);
+        places[i] = _mm512_sub_epi16(words_.next(), _mm512_set1_epi32(words));
+      }
     }
-  }
+
+    void take_values(int part, PartVectors& values) const {
+      const int half = part / 2, first_pair = part % 2 * 2;
+      PERMLLM_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const __m512i codes = _mm512_load_si512(block_->upper[half][i]);
+        const __m512i lower = _mm512_load_si512(block_->lower[half][first_pair + i]);
+        const __m512i upper = first_pair == 0 ? rows_->look_up(codes, codes)
+                                              : rows_->look_up(_mm512_srli_epi16(codes, 3),
+                                                               _mm512_slli_epi16(codes, 1));
+        values[2 * i] = _mm512_unpacklo_epi8(lower, upper);
+        values[2 * i + 1] = _mm512_unpackhi_epi8(lower, upper);
+      }
+    }
+
+   private:
+    const KeptRows* rows_;
+    const GroupedBlock<bf12>* block_;
+    PlacesOfWords words_;
+  };
+
+  static constexpr int vector_of_x(int part) { return part / 2; }
 
  private:
-  static constexpr Bytes kFirstInputs = bytes_of([](int place) { return place / 2 % 4 * 8; });
-  // Of a value's place, times eight.
+  // Of a lower byte's row, times eight.
   static constexpr Bytes kRow =
-      bytes_of([](int place) { return (place / 16 * 2 + place % 8 / 4) * 8; });
+      bytes_of([](int place) { return (place / 16 * 4 + place % 8 / 2) * 8; });
 
-  // Of row r and c, without a sign, in byte 8 r + c.
+  // Of row r and c, without a sign, in byte 8 r + c, of eight rows.
   static __m512i upper_bytes(const uint8_t* largest) {
     constexpr __mmask64 kNotZero = 0xfefefefe'fefefefe;
-    const __m512i row = _mm512_loadu_si512(kEighth.of);
+    const __m512i row = load(kEighth);
     const __m512i rows =
         _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(largest)));
     const __m512i less = _mm512_set1_epi64(0x00010203'04050607);
@@ -277,14 +300,13 @@ class KeptRows<bf12> : public RowStrays {
   // c in bits 0 to 2 of `codes`, and signs in bit 7 of `signs`.
   __m512i look_up(__m512i codes, __m512i signs) const {
     const __m512i index = _mm512_ternarylogic_epi64(codes, _mm512_set1_epi8(7), row_, kAndThenOr);
-    const __m512i upper = _mm512_permutexvar_epi8(index, table_);
+    const __m512i upper = _mm512_permutex2var_epi8(lower_table_, index, upper_table_);
     const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
     return _mm512_ternarylogic_epi64(signs, sign, upper, kAndThenOr);
   }
 
-  Places places_;
   __m512i row_;
-  __m512i table_;
+  __m512i lower_table_, upper_table_;
 };
 
 // Tokens whose sums the registers hold.
@@ -309,29 +331,58 @@ class KeptTiles {
   int64_t larger_;
 };
 
-// Vector i of the inputs of a block meets vector i of its places and values, or the only one.
-template <class Rows>
-constexpr int vector_of(int i) {
-  return Rows::kVectors == 1 ? 0 : i;
-}
-
-// Stores a token's outputs of a row group, from its sums.
-template <class Products, class Outputs>
-inline void store_kept(Outputs& outputs, const __m512i (&sums)[Products::kSums], int64_t token) {
-  __m256i totals[Products::kSums];
-  PERMLLM_UNROLL
-  for (int s = 0; s < Products::kSums; ++s) {
-    totals[s] = _mm512_cvtepi64_epi32(Products::add(sums[s], _mm512_srli_epi64(sums[s], 32)));
+// Where the outputs of one row group go. `Plain`: with plain stores wherever all rows exist. The
+// reads that the hardware fetches ahead stop at a masked store; those that the kernel fetches do
+// not.
+template <class Products, bool Plain = false>
+class GroupedOutputs {
+ public:
+  GroupedOutputs(const LinearArguments& a, const typename Products::Outputs& outputs, int64_t row)
+      : arguments_(a),
+        outputs_(outputs),
+        row_(row),
+        mask_(static_cast<__mmask16>(first_lanes(a.n - row))),
+        bias_(_mm512_setzero_ps()),
+        first_part_(_mm512_setzero_ps()) {
+    if (a.bias == nullptr) return;
+    bias_ = widen(_mm256_maskz_loadu_epi16(mask_, a.bias + row), a.half);
   }
-  outputs.store(totals, token);
-}
+
+  void store(const __m512i (&sums)[Products::kSums], int64_t row_of_x) {
+    __m512 y;
+    if (arguments_.parts == 2) {
+      y = outputs_.convert16(sums, row_, mask_, row_of_x, first_part_);
+      first_part_ = y;
+      if (row_of_x % 2 == 0) return;
+      first_part_ = _mm512_setzero_ps();
+      y = _mm512_add_ps(y, bias_);
+    } else {
+      y = outputs_.convert16(sums, row_, mask_, row_of_x, bias_);
+    }
+    const __m256i words = round_words(y, arguments_.half);
+    bf16* target = arguments_.y + arguments_.token(row_of_x) * arguments_.n + row_;
+    if (Plain && mask_ == 0xffff) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), words);
+    } else {
+      _mm256_mask_storeu_epi16(target, mask_, words);
+    }
+  }
+
+ private:
+  const LinearArguments& arguments_;
+  const typename Products::Outputs& outputs_;
+  int64_t row_;
+  __mmask16 mask_;
+  __m512 bias_;
+  __m512 first_part_;
+};
 
 // Adds the product of a value that no block has, with the vector of x that has its input: of no
 // other row, whatever the input is.
 template <class Products>
 inline __m512i add_stray(__m512i sum, int row, int64_t input, bf16 value, __m512i x) {
   constexpr int kVectorInputs = kBlockInputs / Products::kInputs;
-  const int place = 4 * row;
+  const int place = 2 * row;
   const __m512i places = _mm512_set1_epi16(static_cast<short>(input % kVectorInputs));
   const __m512i only = _mm512_maskz_permutexvar_epi16(uint32_t{1} << place, places, x);
   return Products::multiply_one(sum, only_word(place, value), only);

@@ -19,7 +19,7 @@ namespace {
 template <class Products>
 class KeptManyTokens {
   using Tuning = typename Products::Tuning;
-  using BlockOf8 = SlotBlock<typename Products::Value>;
+  using BlockOf16 = GroupedBlock<typename Products::Value>;
   using Rows = KeptRows<typename Products::Value>;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
@@ -28,13 +28,17 @@ class KeptManyTokens {
   static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
   static constexpr int kInputs = Products::kInputs;
   static constexpr int64_t kPanelGroups = Tuning::kKeptPanelGroups;
-  static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kInputs;
 
-  // Of every vector of inputs of some blocks.
+  // Of a part of a block.
+  struct Part {
+    PartVectors places, values;
+  };
+  static constexpr int64_t kChunkBlocks =
+      Tuning::kKeptChunkBytes / static_cast<int64_t>(Rows::kParts * sizeof(Part));
+
+  // Of some blocks.
   struct Taken {
-    struct {
-      __m512i places[kSlots], values[kSlots];
-    } vectors[kChunkBlocks * kInputs];
+    Part parts[kChunkBlocks][Rows::kParts];
   };
 
   struct Panel {
@@ -56,7 +60,7 @@ class KeptManyTokens {
   int64_t measures() const { return inputs_.measures(); }
   void measure(int64_t token) const { inputs_.measure(token); }
   int64_t packs() const { return ceil_div(blocks_, kChunkBlocks) * tiles_.count(); }
-  int64_t groups() const { return ceil_div(arguments_.n, kRows); }
+  int64_t groups() const { return ceil_div(arguments_.n, kGroupedRows); }
 
   // Packed x is [chunk][tile][block][vector][token].
   void pack(int64_t item) const {
@@ -89,8 +93,8 @@ class KeptManyTokens {
   }
 
  private:
-  const BlockOf8* block_of(int64_t group, int64_t block) const {
-    return static_cast<const BlockOf8*>(arguments_.packed) + group * blocks_ + block;
+  const BlockOf16* block_of(int64_t group, int64_t block) const {
+    return static_cast<const BlockOf16*>(arguments_.packed) + group * blocks_ + block;
   }
 
   // Some blocks of a panel's row groups with all tokens. A tile's inputs, once in L1, meet all of
@@ -103,13 +107,13 @@ class KeptManyTokens {
     }
     // The chunk after this one, or the first of the next panel.
     const bool last = first + count == blocks_;
-    const BlockOf8* next = last ? block_of(group + groups, 0) : block_of(group, first + count);
+    const BlockOf16* next = last ? block_of(group + groups, 0) : block_of(group, first + count);
     for (int64_t tile = 0, fetched = 0; tile < tiles_.count(); ++tile) {
       const auto [token, tokens] = tiles_.tile(tile);
       const int64_t to_fetch = smaller(count, fetched + share);
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t b = fetched; b < to_fetch; ++b) {
-          prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
+          prefetch<Tuning::kKeptHint, sizeof(BlockOf16)>(
               reinterpret_cast<const char*>(next + g * blocks_ + b));
         }
         multiply_tile(panel.groups[g], count, tile_of(first, token), tokens,
@@ -125,18 +129,14 @@ class KeptManyTokens {
     return x_ + (first_block * arguments_.m + token * chunk_count(first_block)) * kInputs;
   }
 
-  static void take(const Rows& rows, const BlockOf8* blocks, int64_t count, Taken& taken) {
+  static void take(const Rows& rows, const BlockOf16* blocks, int64_t count, Taken& taken) {
     for (int64_t b = 0; b < count; ++b) {
-      __m512i places[Rows::kVectors][kSlots], values[Rows::kVectors][kSlots];
-      rows.take(blocks[b], places, values);
+      typename Rows::Block block(rows, blocks[b]);
       PERMLLM_UNROLL
-      for (int i = 0; i < kInputs; ++i) {
-        auto& vector = taken.vectors[b * kInputs + i];
-        PERMLLM_UNROLL
-        for (int slot = 0; slot < kSlots; ++slot) {
-          vector.places[slot] = places[vector_of<Rows>(i)][slot];
-          vector.values[slot] = values[vector_of<Rows>(i)][slot];
-        }
+      for (int i = 0; i < Rows::kParts; ++i) {
+        Part& part = taken.parts[b][i];
+        block.take_places(i, part.places);
+        block.take_values(i, part.values);
       }
     }
   }
@@ -149,24 +149,26 @@ class KeptManyTokens {
         return multiply_tile<Tokens - 1>(taken, count, x, tokens, sums, first);
       }
     }
-    multiply<Tokens>(taken, count * kInputs, x, sums, first);
+    multiply<Tokens>(taken, count, x, sums, first);
   }
 
   template <int Tokens>
-  PERMLLM_APART static void multiply(const Taken& taken, int64_t vectors, const __m512i* x,
+  PERMLLM_APART static void multiply(const Taken& taken, int64_t blocks, const __m512i* x,
                                      __m512i* sums, bool first) {
     __m512i sum[Tokens];
     PERMLLM_UNROLL
     for (int t = 0; t < Tokens; ++t) sum[t] = first ? _mm512_setzero_si512() : sums[t];
-    for (int64_t i = 0; i < vectors; ++i, x += Tokens) {
-      const auto& vector = taken.vectors[i];
+    for (int64_t b = 0; b < blocks; ++b, x += kInputs * Tokens) {
       PERMLLM_UNROLL
-      for (int t = 0; t < Tokens; ++t) {
-        const __m512i inputs = x[t];
+      for (int part = 0; part < Rows::kParts; ++part) {
+        const auto& [places, values] = taken.parts[b][part];
         PERMLLM_UNROLL
-        for (int slot = 0; slot < kSlots; ++slot) {
-          sum[t] =
-              Products::multiply_kept(sum[t], vector.places[slot], vector.values[slot], inputs);
+        for (int t = 0; t < Tokens; ++t) {
+          const __m512i inputs = x[Rows::vector_of_x(part) * Tokens + t];
+          PERMLLM_UNROLL
+          for (int i = 0; i < kPartVectors; ++i) {
+            sum[t] = Products::multiply_kept(sum[t], places[i], values[i], inputs);
+          }
         }
       }
     }
@@ -190,14 +192,14 @@ class KeptManyTokens {
 
   // Neighbouring outputs of a token are written one after the other.
   void store(int64_t first, int64_t groups, const __m512i* sums) const {
-    std::optional<RowOutputs<Products>> outputs[kPanelGroups];
+    std::optional<GroupedOutputs<Products>> outputs[kPanelGroups];
     for (int64_t g = 0; g < groups; ++g) {
-      outputs[g].emplace(arguments_, outputs_, (first + g) * kRows);
+      outputs[g].emplace(arguments_, outputs_, (first + g) * kGroupedRows);
     }
     for (int64_t t = 0; t < arguments_.m; ++t) {
       for (int64_t g = 0; g < groups; ++g) {
         const __m512i own[1] = {sums[g * arguments_.m + t]};
-        store_kept<Products>(*outputs[g], own, t);
+        outputs[g]->store(own, t);
       }
     }
   }

@@ -28,7 +28,7 @@ struct Multiples {
 
 constexpr Multiples kMultiples;
 
-// The values of a row of a block that is not in slots, ascending by input.
+// The values of a row of a block that is not in groups, ascending by input.
 template <int Rows>
 inline __m256i multiples_of_row(const Block<Rows, int4>& block, int row) {
   constexpr int kHalf = Rows / 2;

@@ -38,13 +38,15 @@ template <int Rows, class ValueType>
 struct BlockTraits<Block<Rows, ValueType>> {
   using Value = ValueType;
   static constexpr int kRows = Rows;
+  static constexpr int kTogether = Rows == kAmxRows ? kAmxGroups : 1;  // for one thread
   static constexpr bool kInterleaved = std::is_same_v<Value, bf12>;
 };
 
 template <class ValueType>
-struct BlockTraits<SlotBlock<ValueType>> {
+struct BlockTraits<GroupedBlock<ValueType>> {
   using Value = ValueType;
-  static constexpr int kRows = kAvx512Rows;
+  static constexpr int kRows = kGroupedRows;
+  static constexpr int kTogether = 1;
   static constexpr bool kInterleaved = false;
 };
 
@@ -52,6 +54,7 @@ template <class ValueType, int Of>
 struct BlockTraits<LaneBlock<ValueType, Of>> {
   using Value = ValueType;
   static constexpr int kRows = kPortableRows;
+  static constexpr int kTogether = 1;
   static constexpr bool kInterleaved = false;
 };
 
@@ -61,9 +64,9 @@ void write_mask(Block<Rows, Value>& block, int row, uint64_t mask) {
 }
 
 template <class Value>
-void write_mask(SlotBlock<Value>& block, int row, uint64_t mask) {
-  for (int eight = 0; eight < kEights; ++eight) {
-    block.mask[SlotBlock<Value>::mask_place(row, eight)] = static_cast<uint8_t>(mask >> 8 * eight);
+void write_mask(GroupedBlock<Value>& block, int row, uint64_t mask) {
+  for (int group = 0; group < kGroups; ++group, mask >>= kGroupInputs) {
+    block.mask[group / 2][mask_word(row, group % 2)] = static_cast<uint16_t>(mask);
   }
 }
 
@@ -95,10 +98,22 @@ void write_values(Block<Rows, Value>& block, int row, const Value* values) {
   std::memcpy(block.values[row], values, sizeof(block.values[row]));
 }
 
-inline void write_values(SlotBlock<int8_t>& block, int row, const int8_t* values) {
-  for (int i = 0; i < kBlockValues; ++i) {
-    block.values[i % kSlots][SlotBlock<int8_t>::value_place(row, i / kSlots)] = values[i];
+// body(half, vector, place, value) for the int8 values of a row of a block in groups.
+template <class Body>
+void for_each_place(int row, const int8_t* values, Body body) {
+  for (int group = 0; group < kGroups; ++group, values += kGroupValues) {
+    for (int j = 0; j < 4; ++j) {
+      for (int i = 0; i < 2; ++i) {
+        body(group / 2, j, 2 * mask_word(row, group % 2) + i, values[value_of_vector(j, i)]);
+      }
+    }
   }
+}
+
+inline void write_values(GroupedBlock<int8_t>& block, int row, const int8_t* values) {
+  for_each_place(row, values, [&](int half, int vector, int place, int8_t value) {
+    block.values[half][vector][place] = value;
+  });
 }
 
 template <class Value, int Of>
@@ -106,10 +121,12 @@ void write_values(LaneBlock<Value, Of>& block, int row, const Value* values) {
   for (int i = 0; i < kBlockValues; ++i) value_of(block, row, i) = values[i];
 }
 
-inline void write_value(SlotBlock<bf12>& block, int row, int i, bf16 value, uint8_t largest) {
-  const int slot = i % kSlots, place = SlotBlock<bf12>::value_place(row, i / kSlots);
-  block.lower[slot][place] = static_cast<uint8_t>(value);
-  write_code(block.upper, slot, place, upper_code(value, largest));
+inline void write_value(GroupedBlock<bf12>& block, int row, int i, bf16 value, uint8_t largest) {
+  const int group = i / kGroupValues, half = group / 2, pair = i % kGroupValues / 2;
+  const int word = mask_word(row, group % 2);
+  const int place = word / 8 * 16 + i % 2 * 8 + word % 8;
+  block.lower[half][pair][place] = static_cast<uint8_t>(value);
+  write_code(block.upper[half], pair, place, upper_code(value, largest));
 }
 
 template <int Rows>
@@ -132,12 +149,11 @@ void write_values(Block<Rows, int4>& block, int row, const int8_t* values, uint8
   block.multipliers[row] = multiplier;
 }
 
-inline void write_values(SlotBlock<int4>& block, int row, const int8_t* values,
+inline void write_values(GroupedBlock<int4>& block, int row, const int8_t* values,
                          uint8_t multiplier) {
-  for (int i = 0; i < kBlockValues; ++i) {
-    write_four_bits(block.values, i % kSlots, SlotBlock<int4>::value_place(row, i / kSlots),
-                    quotient_bits(values[i], multiplier));
-  }
+  for_each_place(row, values, [&](int half, int vector, int place, int8_t value) {
+    write_four_bits(block.values[half], vector, place, quotient_bits(value, multiplier));
+  });
   block.multipliers[row] = multiplier;
 }
 

@@ -25,7 +25,7 @@ static inline uint8_t multiplier_of(const int8_t* values, int64_t count) {
   return fit ? static_cast<uint8_t>(divisor) : 0;
 }
 
-// To a place of one of 2 * Halves rows or slots, two of which share bytes.
+// To a place of one of 2 * Halves rows, two of which share bytes.
 template <int Count, int Halves>
 void write_four_bits(uint8_t (&bytes)[Halves][Count], int one, int place, int bits) {
   bytes[one % Halves][place] |= static_cast<uint8_t>(one < Halves ? bits : bits << 4);

@@ -7,11 +7,11 @@
 // values: kernels that shift x to be unsigned subtract the shift times this sum. The float32 scale
 // of a row, w = value * scale, is no part of the packed bytes.
 //
-// Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. Where undoes_permutation() of isa.h
-// says so, that is all, but in slots (below). There and elsewhere the inputs stay in permuted
-// order, where a row keeps four of every eight inputs, so that the place of their values is known.
-// Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and values of
-// zero.
+// Every row keeps exactly 32 of 64 inputs, whatever the pattern. Where undoes_permutation() of
+// isa.h says so, that is all, but in groups (below). There and elsewhere the inputs stay in
+// permuted order, where a row keeps four of every eight inputs, so that the place of their values
+// is known. Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and
+// values of zero.
 //
 // On amx, avx512_bf16 and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses
 // nothing (bf12):
@@ -28,7 +28,7 @@
 //   int32 first stray        of every row group, and one more that is their number
 //   Stray                    the list, by row group and block, with room for the most that there
 //                            can be: other values of the same shape take as many bytes
-//   uint8 order              in slots, of every input of every block: which of the block's 64
+//   uint8 order              in groups, of every input of every block: which of the block's 64
 //                            inputs of x it is
 //
 // int8 values take 4 bits each where that loses nothing (int4): where those of every row of every
@@ -39,23 +39,23 @@
 // and behind the blocks what stands behind those of int8 values, the sums of q * m. So blocks are
 // no multiples of a cache line.
 //
-// Where has_slots() of isa.h says so, blocks of int8 values and of 12 bits are in slots. Slot s has
-// the s-th of the four values that a row keeps of every eight inputs, of all rows:
-//   64 x uint8 mask          of eight inputs of a row each; of int8 values byte 8 r + g is of row r
-//                            and its inputs 8 g.., in 12 bits byte 8 r + 2 g is, and byte
-//                            8 r + 2 g + 1 of its inputs 32 + 8 g..
-//   4 x 64 values            of int8: by slot, and in the order of the masks' bytes
+// Where has_groups() of isa.h says so, and every row keeps eight of every 16 inputs, as with 2:4,
+// 4:8 and 8:16, blocks of int8 values and of 12 bits are in groups: of 16 rows x 64 inputs in four
+// groups of 16 inputs, in permuted order. A half of a block is two groups, with
+//   2 x 32 x uint16 mask     word 2 r + g of a half is of row r and the half's group g
+// and then the eight values of every row and group, ascending by input,
+//   2 x 4 x 64 values        of int8: [half][j]; byte 4 r + 2 g + i of j is value
+//                            j / 2 * 4 + j % 2 + 2 i
 // or, in 4 bits,
-//   2 x 64 bytes             q + 8 of slots 0 and 2 and of slots 1 and 3, the first of two in the
-//                            lower four bits, in the order of the masks' bytes
-//   8 x uint8 m
+//   2 x 2 x 64 bytes         q + 8 of j = 0, 1 in the lower four bits, j + 2 in the upper
+//   16 x uint8 m
 // or, in 12 bits,
-//   2 x 64 bytes             what the upper bytes are, of slots 0 and 2 and of slots 1 and 3: c of
-//                            the first of two in bits 0 to 2 and of the second in bits 3 to 5, the
-//                            second's sign in bit 6 and the first's in bit 7
-//   4 x 64 lower bytes       by slot; byte 16 i + 4 j + g is of row 2 i + j and its inputs 8 g..,
-//                            and byte 16 i + 8 + 4 j + g of its inputs 32 + 8 g.. (j < 2)
-// What stands behind the blocks is the same, and behind that of int8 values the order as well.
+//   2 x 2 x 64 bytes         what the upper bytes are, [half][pairs 0 and 2, or 1 and 3]: c of the
+//                            first of two pairs in bits 0 to 2 and of the second in bits 3 to 5,
+//                            the second's sign in bit 6 and the first's in bit 7
+//   2 x 4 x 64 lower bytes   [half][pair of values]; byte 16 i + 8 j + w is of value j of the pair
+//                            and of the row and group of word 8 i + w of the masks
+// What stands behind the blocks is the same, and behind that the order.
 //
 // Where has_lanes() of isa.h says so, blocks are in lanes, but for masks that do not keep eight of
 // every 16 inputs: a lane is 32 bits of one row. Value 4 f + i of a row, ascending by input, is the
@@ -125,7 +125,8 @@ constexpr int kBlockValues = 32;
 
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
 constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640 or, in 4 bits, 400
-constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320 or, in 4 bits, 200
+constexpr int kAvx512Rows = 8;    // 576 bytes, int8 320 or, in 4 bits, 200
+constexpr int kGroupedRows = 16;  // in groups: in 12 bits 896 bytes, int8 640 or, in 4 bits, 400
 constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320 or, in 4 bits, 192, and 64
                                   // more if not of 2:4
 
@@ -160,45 +161,39 @@ struct alignas(64) Block<Rows, dense8> {
   int8_t values[Rows][kBlockInputs];
 };
 
-// Values that a row keeps of eight inputs, and the eights that a block has of a row.
-constexpr int kSlots = 4;
-constexpr int kEights = 8;
+// In groups: their inputs, the values that a row keeps of one, and the groups of a block.
+constexpr int kGroupInputs = 16;
+constexpr int kGroupValues = 8;
+constexpr int kGroups = kBlockInputs / kGroupInputs;
 
-// The places are of the bytes of a row and eight inputs: those of their mask and of their values.
+// Of the masks of a half, the word of a row and one of its two groups.
+constexpr int mask_word(int row, int group) { return 2 * row + group; }
+
 template <class Value>
-struct SlotBlock;
+struct GroupedBlock;
 
-struct Int8Slots {
-  static constexpr int mask_place(int row, int eight) { return 8 * row + eight; }
-  static constexpr int value_place(int row, int eight) { return mask_place(row, eight); }
+template <>
+struct alignas(64) GroupedBlock<int8_t> {
+  uint16_t mask[2][32];
+  int8_t values[2][4][64];
 };
 
 template <>
-struct alignas(64) SlotBlock<int8_t> : Int8Slots {
-  uint8_t mask[64];
-  int8_t values[kSlots][64];
+struct GroupedBlock<int4> {
+  uint16_t mask[2][32];
+  uint8_t values[2][2][64];
+  uint8_t multipliers[kGroupedRows];
 };
 
 template <>
-struct SlotBlock<int4> : Int8Slots {
-  uint8_t mask[64];
-  uint8_t values[kSlots / 2][64];
-  uint8_t multipliers[kAvx512Rows];
+struct alignas(64) GroupedBlock<bf12> {
+  uint16_t mask[2][32];
+  uint8_t upper[2][2][64];
+  uint8_t lower[2][4][64];
 };
 
-template <>
-struct alignas(64) SlotBlock<bf12> {
-  uint8_t mask[64];
-  uint8_t upper[kSlots / 2][64];
-  uint8_t lower[kSlots][64];
-
-  static constexpr int mask_place(int row, int eight) {
-    return 8 * row + 2 * (eight % 4) + eight / 4;
-  }
-  static constexpr int value_place(int row, int eight) {
-    return row / 2 * 16 + eight / 4 * 8 + row % 2 * 4 + eight % 4;
-  }
-};
+// Which of the eight values of a row and group an int8 one is, `i` of two of vector j.
+constexpr int value_of_vector(int j, int i) { return j / 2 * 4 + j % 2 + 2 * i; }
 
 // Values that a lane has a byte for, and the fours of them that a block has of a row.
 constexpr int kLaneValues = 4;
@@ -256,18 +251,23 @@ enum class ValueType : int64_t {
   kInt4Of4 = 9,
   kInt4Of16 = 10,
   // Not in lanes.
-  kInt4 = 11
+  kInt4 = 11,
+  // In groups.
+  kGroupedBfloat12 = 12,
+  kGroupedInt8 = 13,
+  kGroupedInt4 = 14
 };
 
 // int8 values that take 4 bits each.
 static constexpr bool in_four_bits(ValueType type) {
-  return type == ValueType::kInt4 || type == ValueType::kInt4Of4 || type == ValueType::kInt4Of16;
+  return type == ValueType::kInt4 || type == ValueType::kInt4Of4 || type == ValueType::kInt4Of16 ||
+         type == ValueType::kGroupedInt4;
 }
 
 // Their rows have a scale each.
 static constexpr bool in_int8(ValueType type) {
   return type == ValueType::kInt8 || type == ValueType::kDense8 || type == ValueType::kInt8Of4 ||
-         type == ValueType::kInt8Of16 || in_four_bits(type);
+         type == ValueType::kInt8Of16 || type == ValueType::kGroupedInt8 || in_four_bits(type);
 }
 
 static constexpr bool of_four(ValueType type) {
@@ -286,7 +286,13 @@ static constexpr bool has_multipliers_behind(ValueType type) {
 }
 
 static constexpr bool in_twelve_bits(ValueType type) {
-  return type == ValueType::kBfloat12 || type == ValueType::kDense12;
+  return type == ValueType::kBfloat12 || type == ValueType::kDense12 ||
+         type == ValueType::kGroupedBfloat12;
+}
+
+static constexpr bool in_groups(ValueType type) {
+  return type == ValueType::kGroupedBfloat12 || type == ValueType::kGroupedInt8 ||
+         type == ValueType::kGroupedInt4;
 }
 
 // Of the output head: rows without a mask.
@@ -309,6 +315,6 @@ static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 namespace header {
 enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kStrays, kSize };
 }
-constexpr int64_t kLayoutVersion = 0x7065726d'00000006;  // "perm", then the version
+constexpr int64_t kLayoutVersion = 0x7065726d'00000007;  // "perm", then the version
 
 }  // namespace permllm::cpu

@@ -40,6 +40,7 @@ bool keeps_two_of_four(const PackArguments& a) {
 
 // Whether every row keeps eight of every 16 inputs.
 bool keeps_eight_of_sixteen(const PackArguments& a) {
+  if (a.group <= kGroupInputs) return true;
   for (int64_t row = 0; row < a.n; ++row) {
     for (int64_t first = 0; first < a.k; first += kBlockInputs) {
       const int64_t inputs = std::min<int64_t>(kBlockInputs, a.k - first);
@@ -66,12 +67,13 @@ ValueType lanes_of(const PackArguments& a) {
   return of_four ? ValueType::kInt8Of4 : ValueType::kInt8Of16;
 }
 
-// `any_half`: kernels take any half of the inputs, else four of every eight.
-BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs, bool any_half) {
-  if (any_half && 2 * __builtin_popcountll(mask) == inputs) return {};
-  for (int64_t i = 0; i < inputs; i += 8) {
-    const int kept = __builtin_popcount(static_cast<uint8_t>(mask >> i));
-    if (kept != 4) return {row, first + i, kept};
+// Of a row of a block, the first group that breaks the pattern. The last may have fewer inputs.
+BadMask check(const PackArguments& a, uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
+  for (int64_t i = 0; i < inputs; i += a.group) {
+    const int64_t count = std::min(a.group, inputs - i);
+    const uint64_t own = count == kBlockInputs ? mask : mask >> i & ((uint64_t{1} << count) - 1);
+    const int kept = __builtin_popcountll(own);
+    if (kept * 2 != count) return {row, first + i, count, kept};
   }
   return {};
 }
@@ -137,7 +139,7 @@ struct GroupTables {
 class Tables {
  public:
   Tables(const Packing& packing, char* behind)
-      : packing_(packing), rows_(rows(packing.layout.isa)), behind_(behind) {
+      : packing_(packing), rows_(packing.layout.rows()), behind_(behind) {
     if (in_twelve_bits(packing.layout.type)) strays_ = write_tables(packing, behind);
   }
 
@@ -168,7 +170,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
   using Source = SourceOf<Value>;
   constexpr int Rows = Traits::kRows;
   constexpr bool kInterleaved = Traits::kInterleaved;
-  const bool undoes = a.permutation != nullptr && !packing.layout.in_slots();
+  const bool undoes = a.permutation != nullptr && !in_groups(packing.layout.type);
   const bool moves = undoes || kInterleaved;
   BadMask bad;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
@@ -189,7 +191,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
         continue;
       }
       uint64_t mask = load_mask(a.mask + row * (a.k / 8) + first / 8, inputs);
-      const BadMask wrong = check(mask, row, first, inputs, !packing.layout.in_slots());
+      const BadMask wrong = check(a, mask, row, first, inputs);
       if (wrong.row >= 0) {
         if (bad.row < 0) bad = wrong;
         continue;
@@ -228,10 +230,11 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
   auto* behind = static_cast<char*>(packed) + layout.block_bytes();
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
   const Tables tables(packing, behind);
-  if (layout.in_slots()) write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
+  if (in_groups(layout.type))
+    write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
   BadMask first_bad;
   std::mutex guard;
-  constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
+  constexpr int64_t kTogether = BlockTraits<AnyBlock>::kTogether;
   parallel_for(ceil_div(groups, kTogether), [&](int64_t begin, int64_t end) {
     const int64_t last = std::min(end * kTogether, groups);
     for (int64_t group = begin * kTogether; group < last; ++group) {
@@ -248,22 +251,20 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
 template <class Value>
 BadMask pack_values(const Packing& packing, const PackArguments& a, void* packed) {
   static_assert(kPortableRows == kAvx512Rows);
+  const ValueType type = packing.layout.type;
   if constexpr (!std::is_same_v<Value, bf12>) {
-    const ValueType type = packing.layout.type;
     if (of_four(type)) return pack_rows<LaneBlock<Value, 4>>(packing, a, packed);
     if (in_lanes(type)) return pack_rows<LaneBlock<Value, 16>>(packing, a, packed);
   }
-  if (rows(packing.layout.isa) == kAmxRows) {
-    return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
+  if constexpr (!std::is_same_v<Value, bf16>) {
+    if (in_groups(type)) return pack_rows<GroupedBlock<Value>>(packing, a, packed);
   }
-  if constexpr (std::is_same_v<Value, bf12>) {
-    return pack_rows<SlotBlock<Value>>(packing, a, packed);
-  } else {
-    if constexpr (!std::is_same_v<Value, bf16>) {
-      if (packing.layout.in_slots()) return pack_rows<SlotBlock<Value>>(packing, a, packed);
+  if constexpr (!std::is_same_v<Value, bf12>) {
+    if (packing.layout.rows() != kAmxRows) {
+      return pack_rows<Block<kAvx512Rows, Value>>(packing, a, packed);
     }
-    return pack_rows<Block<kAvx512Rows, Value>>(packing, a, packed);
   }
+  return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
 }
 
 // Of one row of a block.
@@ -273,8 +274,10 @@ int64_t row_bytes(ValueType type) {
     case ValueType::kBfloat16:
       return kMask + kBlockValues * 2;
     case ValueType::kBfloat12:
+    case ValueType::kGroupedBfloat12:
       return kMask + kBlockValues * 3 / 2;
     case ValueType::kInt8:
+    case ValueType::kGroupedInt8:
       return kMask + kBlockValues;
     case ValueType::kBfloat16Of4:
       return sizeof(LaneBlock<bf16, 4>) / kPortableRows;
@@ -289,6 +292,7 @@ int64_t row_bytes(ValueType type) {
     case ValueType::kInt4Of16:
       return sizeof(LaneBlock<int4, 16>) / kPortableRows;
     case ValueType::kInt4:
+    case ValueType::kGroupedInt4:
       return kMask + kBlockValues / 2 + sizeof(uint8_t);
     case ValueType::kDense12:
       return kBlockInputs * 3 / 2;
@@ -300,27 +304,20 @@ int64_t row_bytes(ValueType type) {
 
 }  // namespace
 
-int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
-
-bool PackedLayout::in_slots() const {
-  return has_slots(isa) &&
-         (type == ValueType::kInt8 || type == ValueType::kInt4 || type == ValueType::kBfloat12);
-}
+int64_t PackedLayout::row_groups() const { return ceil_div(n, rows()); }
 
 int64_t PackedLayout::most_strays() const {
   return n * (is_dense(type) ? k : k / 2) / kValuesOfStray;
 }
 
 int64_t PackedLayout::block_bytes() const {
-  return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row_bytes(type);
+  return row_groups() * ceil_div(k, kBlockInputs) * rows() * row_bytes(type);
 }
 
-int64_t PackedLayout::multipliers_place() const {
-  return row_groups() * rows(isa) * sizeof(int32_t);
-}
+int64_t PackedLayout::multipliers_place() const { return row_groups() * rows() * sizeof(int32_t); }
 
 int64_t PackedLayout::order_place() const {
-  const int64_t padded_rows = row_groups() * rows(isa);
+  const int64_t padded_rows = row_groups() * rows();
   if (has_multipliers_behind(type))
     return multipliers_place() + padded_rows * ceil_div(k, kBlockInputs);
   if (in_int8(type)) return padded_rows * sizeof(int32_t);
@@ -330,7 +327,7 @@ int64_t PackedLayout::order_place() const {
 
 int64_t PackedLayout::bytes() const {
   int64_t behind = order_place();
-  if (in_slots()) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
+  if (in_groups(type)) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
   return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
 }
 
@@ -343,22 +340,27 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
   }
   if (in_twelve_bits(type)) {
     found.largest = reinterpret_cast<const uint8_t*>(start);
-    found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
+    found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows());
     found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
     found.stray_count = strays;
   }
-  if (in_slots()) found.order = reinterpret_cast<const uint8_t*>(start + order_place());
+  if (in_groups(type)) found.order = reinterpret_cast<const uint8_t*>(start + order_place());
   return found;
 }
 
 Packing choose_packing(Isa isa, const PackArguments& a) {
   if (has_lanes(isa)) return {{isa, lanes_of(a), a.n, a.k}, {}, {}};
+  const bool groups = has_groups(isa) && keeps_eight_of_sixteen(a);
   if (in_int8(a.type)) {
-    const bool four_bits = has_kernel(isa, ValueType::kInt4) && takes_four_bits(a);
-    return {{isa, four_bits ? ValueType::kInt4 : a.type, a.n, a.k}, {}, {}};
+    ValueType type = groups ? ValueType::kGroupedInt8 : ValueType::kInt8;
+    if (has_kernel(isa, ValueType::kInt4) && takes_four_bits(a)) {
+      type = groups ? ValueType::kGroupedInt4 : ValueType::kInt4;
+    }
+    return {{isa, type, a.n, a.k}, {}, {}};
   }
-  if (!has_kernel(isa, ValueType::kBfloat12)) return {{isa, a.type, a.n, a.k}, {}, {}};
-  const PackedLayout layout{isa, ValueType::kBfloat12, a.n, a.k};
+  const ValueType type = groups ? ValueType::kGroupedBfloat12 : ValueType::kBfloat12;
+  if (!has_kernel(isa, type)) return {{isa, a.type, a.n, a.k}, {}, {}};
+  const PackedLayout layout{isa, type, a.n, a.k};
   return find_strays(layout, static_cast<const bf16*>(a.values), a.k / 2);
 }
 

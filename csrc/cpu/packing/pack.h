@@ -15,6 +15,7 @@ struct PackArguments {
   const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: none.
                                // Only where undoes_permutation(isa)
   int64_t block_size;
+  int64_t group;  // of inputs, at most 64, of which every row keeps half, in permuted order
   int64_t n;
   int64_t k;
 };
@@ -35,8 +36,8 @@ struct PackedLayout {
   int64_t bytes() const;
   // Where the kernels find what stands behind the blocks: all but the scale.
   BehindBlocks behind(const void* packed) const;
-  // Whether its blocks are in slots, and an order of the inputs is part of it.
-  bool in_slots() const;
+  // Of a row group.
+  int64_t rows() const { return in_groups(type) ? kGroupedRows : cpu::rows(isa); }
   // Where the multipliers of values in 4 bits stand in lanes, and where the order does, in bytes
   // behind the blocks.
   int64_t multipliers_place() const;
@@ -46,8 +47,9 @@ struct PackedLayout {
   int64_t row_groups() const;
 };
 
-// How values are packed: in 12 bits where a kernel reads those and few values do not fit, in lanes
-// by which pattern the mask has, and in 4 bits where a kernel reads those and all int8 values fit.
+// How values are packed: in 12 bits where a kernel reads those and few values do not fit, in groups
+// or lanes by which pattern the mask has, and in 4 bits where a kernel reads those and all int8
+// values fit.
 struct Packing {
   PackedLayout layout;
   // For values in 12 bits.
@@ -60,10 +62,11 @@ Packing choose_packing(Isa isa, const PackArguments& arguments);
 // The same of a dense weight `rows`, [n, k]: kDense12, or kBfloat16 where that is not to be had.
 Packing choose_dense_packing(Isa isa, const bf16* rows, int64_t n, int64_t k);
 
-// A row and the first of eight inputs, of which its mask does not keep four.
+// A row and a group of inputs, of which its mask does not keep half.
 struct BadMask {
   int64_t row = -1;
-  int64_t input = -1;
+  int64_t input = -1;  // the first
+  int64_t inputs = 0;
   int kept = 0;
 };
 

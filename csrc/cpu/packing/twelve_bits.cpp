@@ -8,7 +8,7 @@
 namespace permllm::cpu {
 
 Packing find_strays(const PackedLayout& layout, const bf16* values, int64_t count) {
-  const int64_t group_rows = rows(layout.isa), groups = ceil_div(layout.n, group_rows);
+  const int64_t group_rows = layout.rows(), groups = ceil_div(layout.n, group_rows);
   Packing packing{layout, std::vector<uint8_t>(groups * group_rows),
                   std::vector<int32_t>(groups + 1)};
   std::vector<int64_t> strays(groups);

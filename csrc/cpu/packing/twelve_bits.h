@@ -11,7 +11,7 @@ namespace permllm::cpu {
 constexpr bf16 kSign = 0x8000;
 constexpr int kUpperBytes = 7;  // that a row tells apart, beside that of zero
 
-// The place in the mask of a block that is not in slots, of one of its 64 inputs, and the input of
+// The place in the mask of a block that is not in groups, of one of its 64 inputs, and the input of
 // a place. The inputs of the block's halves take turns, by one in a block of so many rows or by
 // eight.
 template <int Rows>
@@ -66,12 +66,12 @@ constexpr uint8_t upper_code(bf16 value, uint8_t largest) {
   return static_cast<uint8_t>((value & kSign) >> 12 | code);
 }
 
-// The codes of two slots share bytes: c in three bits each, and signs where one shift at most
-// brings them to the highest bit.
-inline void write_code(uint8_t (&upper)[kSlots / 2][64], int slot, int place, uint8_t code) {
+// The codes of two of four pairs of values share bytes: c in three bits each, and signs where one
+// shift at most brings them to the highest bit.
+inline void write_code(uint8_t (&upper)[2][64], int pair, int place, uint8_t code) {
   const int c = code & 7, sign = code >> 3;
-  const int bits = slot < kSlots / 2 ? c | sign << 7 : c << 3 | sign << 6;
-  upper[slot % (kSlots / 2)][place] |= static_cast<uint8_t>(bits);
+  const int bits = pair < 2 ? c | sign << 7 : c << 3 | sign << 6;
+  upper[pair % 2][place] |= static_cast<uint8_t>(bits);
 }
 
 static_assert(upper_code(0x3f80, 0x3f) == 7 && upper_code(0xbf80, 0x40) == 14 &&

@@ -62,7 +62,7 @@ int64_t packed_size(int64_t type, int64_t strays, int64_t n, int64_t k) {
 // The type that values of `type` are packed as; writes how many of them are strays.
 int64_t packed_type(int64_t type, const void* values, int64_t n, int64_t k, int64_t* strays) {
   const PackedLayout layout = layout_of(type, 0, n, k);
-  const PackArguments arguments{values, layout.type, nullptr, nullptr, 0, n, k};
+  const PackArguments arguments{values, layout.type, nullptr, nullptr, 0, kBlockInputs, n, k};
   const PackedLayout chosen = choose_packing(layout.isa, arguments).layout;
   *strays = chosen.strays;
   return static_cast<int64_t>(chosen.type);
@@ -70,10 +70,10 @@ int64_t packed_type(int64_t type, const void* values, int64_t n, int64_t k, int6
 
 // The first row with a bad mask, or -1.
 int64_t pack_weight(int64_t type, const void* values, const uint8_t* mask,
-                    const uint8_t* permutation, int64_t block_size, int64_t n, int64_t k,
-                    void* packed) {
+                    const uint8_t* permutation, int64_t block_size, int64_t group, int64_t n,
+                    int64_t k, void* packed) {
   const PackedLayout layout = layout_of(type, 0, n, k);
-  const PackArguments arguments{values, layout.type, mask, permutation, block_size, n, k};
+  const PackArguments arguments{values, layout.type, mask, permutation, block_size, group, n, k};
   return pack(choose_packing(layout.isa, arguments), arguments, packed).row;
 }
 

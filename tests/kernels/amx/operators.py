@@ -47,9 +47,7 @@ class EmulatedOperators:
         self.library.packed_size.restype = number
         self.library.packed_type.argtypes = [number, pointer, number, number, pointer]
         self.library.packed_type.restype = number
-        self.library.pack_weight.argtypes = [
-            number, *[pointer] * 3, number, number, number, pointer,
-        ]  # fmt: skip
+        self.library.pack_weight.argtypes = [number, *[pointer] * 3, *[number] * 4, pointer]
         self.library.pack_weight.restype = number
         self.library.pack_dense_weight.argtypes = [pointer, number, number, pointer]
         self.library.pack_dense_weight.restype = None
@@ -80,7 +78,13 @@ class EmulatedOperators:
         return self.library.packs_int8()
 
     def pack(
-        self, values: Tensor, mask: Tensor, permutation: Tensor | None, block_size: int, isa: str
+        self,
+        values: Tensor,
+        mask: Tensor,
+        permutation: Tensor | None,
+        block_size: int,
+        isa: str,
+        group: int = 8,
     ) -> tuple[Tensor, Tensor]:
         """The packed bytes, and what `multiply` must know of them."""
         assert isa == "amx"
@@ -93,7 +97,7 @@ class EmulatedOperators:
         assert packed.data_ptr() % ALIGNMENT == 0
         self.emulation.set_threads(torch.get_num_threads())
         bad = self.library.pack_weight(
-            int8, *map(address, (*held, permutation)), block_size, n, k, packed.data_ptr()
+            int8, *map(address, (*held, permutation)), block_size, group, n, k, packed.data_ptr()
         )
         assert bad == -1
         return packed, self._header(*layout)

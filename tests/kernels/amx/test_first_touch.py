@@ -41,7 +41,7 @@ def packers(emulation: Emulation, n: int, threads: int) -> NDArray[np.int64]:
     emulation.set_threads(threads, in_turn=True)
     library.set_after_range(look)
     library.pack_weight(
-        False, values.ctypes.data, mask.ctypes.data, None, 64, n, K, packed.ctypes.data
+        False, values.ctypes.data, mask.ctypes.data, None, 64, 8, n, K, packed.ctypes.data
     )
     library.set_after_range(None)
     assert (found != NOBODY).all()
