@@ -102,9 +102,9 @@ def test_matches_float64(case: Case, isa: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 40, 70, 300])
 def test_float32_meets_them_as_they_are(isa, m, pattern):
-    layer = to_int4(random_layer(43, 200, pattern, permuted=False))
+    layer = to_int4(random_layer(43, 208, pattern, permuted=False))
     backend = CpuBackend(isa, torch.float32)
-    x = torch.randn(m, 200)
+    x = torch.randn(m, 208)
     packed = backend.pack(layer.weights)
     y = torch.ops.permllm.sparse_linear(
         x, packed.packed, packed.metadata, None, packed.scale, None, 43, pattern
