@@ -105,7 +105,7 @@ def prune(
         reconstruction: key of ``reconstruction.kinds.RECONSTRUCTIONS``, not the method's own.
         pattern: N:M; by default that of the target.
         target: what is to serve the checkpoint: ``amx`` for 32:64, ``cpu`` for 8:16 or ``gpu`` for
-            2:4; ``auto`` is what this machine is.
+            2:4; by default ``auto``, what this machine is, where nothing else says a pattern.
         block_size: channels per permutation block.
         ignore: linear layers that stay dense: names in full, or ``re:`` and a regular expression
             that matches whole ones, as in the checkpoint's own ``ignore``.

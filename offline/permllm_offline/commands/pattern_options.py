@@ -12,12 +12,12 @@ def add_pattern_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
         "--pattern",
-        help=f"one of {', '.join(SUPPORTED)} (default: that of the target, without one 2:4)",
+        help=f"one of {', '.join(SUPPORTED)} (default: that of the target)",
     )
     parser.add_argument(
         "--target",
         metavar="|".join([AUTO, *TARGETS]),
         help="what is to serve the checkpoint, which decides the pattern where --pattern does not: "
         + ", ".join(f"{name} {pattern}" for name, pattern in TARGETS.items())
-        + f"; {AUTO} is what this machine is",
+        + f" (default {AUTO}: what this machine is)",
     )

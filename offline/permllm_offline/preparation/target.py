@@ -26,8 +26,8 @@ def recipe_for(
     """Build a recipe as ``make_recipe`` does, with the pattern of a target.
 
     Args:
-        target: comes after a pattern in ``entries`` and before what is recorded; None is of no
-            effect.
+        target: comes after a pattern in ``entries`` and before what is recorded; None is ``auto``,
+            which comes last.
         entries: of the recipe; None stands for what comes after them.
         effort: see ``make_recipe``.
         preset_name: see ``make_recipe``.
@@ -40,9 +40,11 @@ def recipe_for(
         check_target(target)
         recorded = {name: value for name, value in (recorded or {}).items() if name != "pattern"}
     made = make_recipe(entries, effort, preset_name, recorded)
-    if target is None or entries.get("pattern") is not None:
+    if entries.get("pattern") is not None:
         return made
-    pattern = pattern_of(target, made)
+    if target is None and "pattern" in made.model_fields_set:
+        return made
+    pattern = pattern_of(target or targets.AUTO, made)
     return make_recipe({**entries, "pattern": pattern}, effort, preset_name, recorded)
 
 

@@ -34,9 +34,8 @@ def test_every_target_is_known() -> None:
         made("tpu")
 
 
-def test_auto_is_this_machine(here: str) -> None:
-    assert made("auto").pattern == EXPECTED[here]
-    assert made(None).pattern == "2:4"
+def test_without_a_word_this_machine_decides(here: str) -> None:
+    assert made(None).pattern == made("auto").pattern == EXPECTED[here]
 
 
 def test_the_order_of_what_decides(here: str) -> None:
@@ -60,13 +59,12 @@ def test_the_checkpoint_records_the_pattern(
 ) -> None:
     output = tmp_path / "sparse"
     arguments = ["--method", "magnitude", "--output", str(output)]
-    assert main(["prune", str(tiny_model_directory), *arguments, "--target", "auto"]) == 0
+    assert main(["prune", str(tiny_model_directory), *arguments]) == 0
     assert yaml.safe_load((output / "recipe.yaml").read_text())["pattern"] == EXPECTED[here]
     config = json.loads((output / "config.json").read_text())["quantization_config"]
     assert config["pattern"] == EXPECTED[here]
     plan = tmp_path / "plan.json"
-    options = ["--target", "auto", "--json", str(plan)]
-    assert main(["plan", str(tiny_model_directory), *options]) == 0
+    assert main(["plan", str(tiny_model_directory), "--json", str(plan)]) == 0
     assert json.loads(plan.read_text())["pattern"] == EXPECTED[here]
     options = ["--target", "cpu", "--json", str(plan)]
     assert main(["plan", str(tiny_model_directory), *options]) == 0
@@ -80,7 +78,7 @@ def test_a_recipe_keeps_its_pattern_on_another_machine(
     tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patterns = []
-    more: tuple[str, ...] = ("--target", "auto")
+    more: tuple[str, ...] = ()
     for machine in EXPECTED:
         monkeypatch.setattr(targets, "detected", lambda machine=machine: machine)
         output = tmp_path / machine
