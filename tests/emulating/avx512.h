@@ -173,12 +173,8 @@
 #define _mm512_sub_epi16 ::avx512_emulation::mm512_sub_epi16
 #undef _mm512_popcnt_epi16
 #define _mm512_popcnt_epi16 ::avx512_emulation::mm512_popcnt_epi16
-#undef _mm512_test_epi8_mask
-#define _mm512_test_epi8_mask ::avx512_emulation::mm512_test_epi8_mask
 #undef _mm512_packus_epi16
 #define _mm512_packus_epi16 ::avx512_emulation::mm512_packus_epi16
-#undef _mm512_mask_shuffle_epi8
-#define _mm512_mask_shuffle_epi8 ::avx512_emulation::mm512_mask_shuffle_epi8
 #undef _mm512_permutex2var_epi8
 #define _mm512_permutex2var_epi8 ::avx512_emulation::mm512_permutex2var_epi8
 #undef _mm512_permutex2var_epi16

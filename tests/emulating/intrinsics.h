@@ -171,12 +171,6 @@ inline V mm512_srai_epi32(V a, unsigned n) {
 inline V mm512_popcnt_epi16(V a) {
   return map<uint16_t>(a, [](uint16_t x) { return __builtin_popcount(x); });
 }
-inline Mask mm512_test_epi8_mask(V a, V b) {
-  const auto x = lanes<uint8_t>(a), y = lanes<uint8_t>(b);
-  Mask mask = 0;
-  for (int i = 0; i < 64; ++i) mask |= Mask{(x[i] & y[i]) != 0} << i;
-  return mask;
-}
 inline V mm512_packus_epi16(V a, V b) {
   const auto x = lanes<int16_t>(a), y = lanes<int16_t>(b);
   return each<uint8_t>([&](int i) {
@@ -187,9 +181,6 @@ inline V mm512_packus_epi16(V a, V b) {
 inline V mm512_shuffle_i32x4(V a, V b, int order) { return shuffle_quarters(a, b, order); }
 inline V mm512_shuffle_i64x2(V a, V b, int order) { return shuffle_quarters(a, b, order); }
 inline V mm512_shuffle_epi8(V a, V order) { return shuffle_bytes(a, order); }
-inline V mm512_mask_shuffle_epi8(V s, Mask k, V a, V order) {
-  return choose<uint8_t>(k, s, shuffle_bytes(a, order));
-}
 inline V mm512_maskz_shuffle_epi8(Mask k, V a, V order) {
   return choose<uint8_t>(k, V{}, shuffle_bytes(a, order));
 }

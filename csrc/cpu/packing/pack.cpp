@@ -349,6 +349,8 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
 }
 
 Packing choose_packing(Isa isa, const PackArguments& a) {
+  // The kernel of avx512_vnni counts in groups, that of avx512 in all of a block.
+  if (isa == Isa::kAvx512Vnni && a.group > kGroupInputs) isa = Isa::kAvx512;
   if (has_lanes(isa)) return {{isa, lanes_of(a), a.n, a.k}, {}, {}};
   const bool groups = has_groups(isa) && keeps_eight_of_sixteen(a);
   if (in_int8(a.type)) {
