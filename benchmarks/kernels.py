@@ -1,7 +1,7 @@
 """Times the sparse kernels against the dense paths of PyTorch and vLLM.
 
     python -m benchmarks.kernels --device cpu --threads 1 --json results.json
-    python -m benchmarks.kernels --patterns 4:8 --tokens 1 4 16 17 24 32 48 --json results.json
+    python -m benchmarks.kernels --patterns 2:4 8:16 32:64 --json results.json
     python -m benchmarks.kernels --values bfloat16 int8 int4 --json results.json
     python -m benchmarks.kernels --dtype float16 --json float16.json
     python -m benchmarks.kernels --block-size 128 --json gathered.json
@@ -54,8 +54,8 @@ from benchmarks.shapes import (
     to_int8,
 )
 from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.checkpoint.pattern import SUPPORTED
 
-PATTERNS = ("2:4", "4:8")
 DTYPES = ("bfloat16", "float16", "float32")
 BLOCK_SIZES = (32, 64, 128)
 INT4 = "int4"
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="default: 1")
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK")
     parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="M")
-    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, help="default: 2:4")
+    parser.add_argument("--patterns", nargs="+", choices=SUPPORTED, help="default: 2:4")
     parser.add_argument(
         "--values", nargs="+", choices=(*VALUES, INT4),
         help=f"default: {' and '.join(VALUES)}; {INT4} is int8 in 4 bits where kernels read these",
