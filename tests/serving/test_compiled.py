@@ -24,14 +24,8 @@ def test_a_compiled_model(engines: Engines, tiny: Twins) -> None:
     assert compiled.difference(eager) < TOLERANCE
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v3", "mellum"])
-def test_routers_read_logits_that_are_there(
-    engines: Engines, tmp_path: Path, model_type: str
-) -> None:
-    """Inductor would have the router of DeepSeek V3 read them earlier.
-
-    The other one is compiled while vLLM's class for models of Transformers is built.
-    """
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+def test_experts_in_a_compiled_model(engines: Engines, tmp_path: Path, model_type: str) -> None:
     model, pattern = tiny_model(model_type).to(torch.bfloat16), Pattern(2, 4)
     bake(model, decisions_of(model, pattern, 64), pattern, 64, tmp_path / "sparse")
     prompts = [range(2, 42), range(20, 30)]
