@@ -66,11 +66,12 @@ class Checkpoints:
         record = checkpoint.with_name(f"{name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
+            values = "auto" if key.values == "bfloat16" else key.values  # the dtype of the model
             start, made_with = (time.perf_counter(), processor_time()), revision()
             prune(
                 *(self._model, checkpoint, "--dataset", sotu().calibration),
                 *("--method", key.method, "--pattern", key.pattern, "--seed", str(key.seed)),
-                *("--effort", key.effort, "--values", key.values),
+                *("--effort", key.effort, "--values", values),
                 *self._options,
             )
             times = asdict(times_since(*start))

@@ -54,14 +54,17 @@ def test_rows_are_measured_once_with_bits_and_ratios(
     python = compressor(tmp_path, f'cp -r {model} "$3"')
     words = ["--model", "tiny", "--methods", "wanda", "--patterns", "2:4", "--efforts", "low"]
     words += ["--windows", "2", "--checkpoints", str(tmp_path / "made"), "--json", str(out)]
-    for more in (["--values", "int8"], ["--values", "int8", "int4", "--compressor", str(python)]):
+    for more in (
+        ["--values", "bfloat16", "int8"],
+        ["--values", "int8", "int4", "--compressor", str(python)],
+    ):
         monkeypatch.setattr(sys, "argv", ["efforts", *words, *more])
         efforts.main()
     rows: dict[Any, Any] = {
         (row["pattern"], row["values"]): row for row in json.loads(out.read_text())["rows"]
     }
     assert list(rows) == [
-        *((None, "bfloat16"), ("2:4", "int8")),
+        *((None, "bfloat16"), ("2:4", "bfloat16"), ("2:4", "int8")),
         *((None, "int8"), (None, "int4"), (None, "int3"), ("2:4", "int4")),
     ]
     bits = {key: row["bits_per_weight"] for key, row in rows.items()}
