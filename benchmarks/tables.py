@@ -66,6 +66,7 @@ def _fact(result: Result, key: str) -> str:
 
 VIEWS: Mapping[str, Callable[[Result], str]] = {
     "kernels": kernel_tables.ratios,
+    "patterns": kernel_tables.patterns,
     "decode": serving_tables.decode,
     "overview": serving_tables.overview,
     "speculation": speculation_tables.speculation,

@@ -1,6 +1,7 @@
-"""The table of the documentation on one layer, cell by cell."""
+"""The tables of the documentation on one layer: cell by cell, and by pattern."""
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from benchmarks.records.markdown import Result, Rows, markdown
@@ -44,3 +45,29 @@ def ratios(result: Result) -> str:
                     cells = ["" if row is None else f"{row['ratio']:.2f}" for row in own]
                     lines.append([shape, f"{values}{label}", *cells])
     return markdown(["N x K", "values", *(f"M = {m}" for m in tokens)], lines)
+
+
+def patterns(result: Result) -> str:
+    """Times as long as 2:4 in the same run: the median of the shapes, and the least and most."""
+    times = {
+        (row["n"], row["k"], row["pattern"], row["value_dtype"], row["m"]): row["ours_us"]
+        for row in result["rows"]
+    }
+    tokens = sorted({key[-1] for key in times})
+    shapes = list(dict.fromkeys(key[:2] for key in times))
+    lines = []
+    for pattern in dict.fromkeys(key[2] for key in times if key[2] != "2:4"):
+        for values in dict.fromkeys(key[3] for key in times):
+            found = [
+                [
+                    times[*shape, pattern, values, m] / times[*shape, "2:4", values, m]
+                    for m in tokens
+                ]
+                for shape in shapes
+            ]
+            cells = [
+                f"{median(column):.2f} ({min(column):.2f} to {max(column):.2f})"
+                for column in zip(*found, strict=True)
+            ]
+            lines.append([pattern, values, *cells])
+    return markdown(["pattern", "values", *(f"M = {m}" for m in tokens)], lines)

@@ -32,11 +32,12 @@ SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16", "avx512_vbmi2")
 #: Of these, one without kernels for bfloat16 values.
 INT8_ONLY = ("avx512_vbmi2",)
 #: Pattern -> instruction set -> how many times as long as 2:4 its layers take there, where that is
-#: more than a tenth. By trials on Zen 5 with 1 to 64 tokens; avx2_vnni takes the number of avx2.
+#: more than a tenth. Measured on Zen 5 (docs/results.md), the others by trials there with 1 to 64
+#: tokens; avx512_bf16 takes the number of zen5, avx2_vnni that of avx2.
 SLOWER = {
     "32:64": {
-        "zen5": "up to 1.5",
-        "avx512_bf16": "up to 1.5",
+        "zen5": "up to 1.6",
+        "avx512_bf16": "up to 1.6",
         "avx512_vnni": "1.7 to 4.7",
         "avx2_vnni": "1.1 to 4.2",
         "avx2": "1.1 to 4.2",
