@@ -45,6 +45,21 @@ MISSED: Mapping[str, set[Any]] = {
         ("4:8", (4096, 4096), "int8", 1),
         ("4:8", (4096, 11008), "int8", 1),
     },
+    # 2.34 to 2.38 of 2.4 and 3.34 to 3.47 of 3.5, on a day on which dense read faster still;
+    # 32:64 expands its bfloat16 rows: 2.08 to 2.31.
+    "kernels-cpu-zen5-patterns": {
+        ("2:4", (12288, 4096), "bfloat16", 1),
+        ("2:4", (4096, 4096), "bfloat16", 1),
+        ("2:4", (12288, 4096), "int8", 1),
+        ("2:4", (4096, 4096), "int8", 1),
+        ("8:16", (12288, 4096), "bfloat16", 1),
+        ("8:16", (12288, 4096), "int8", 1),
+        ("32:64", (12288, 4096), "bfloat16", 1),
+        ("32:64", (4096, 4096), "bfloat16", 1),
+        ("32:64", (22016, 4096), "bfloat16", 1),
+        ("32:64", (4096, 11008), "bfloat16", 1),
+        ("32:64", (4096, 11008), "int8", 1),
+    },
 }
 """All that records miss of `LEAST`, by file; the pages of the machines say by how much."""
 NO_SLOWER = 0.97
@@ -108,7 +123,7 @@ def short_of(found: Record) -> list[Any]:
 def test_there_is_a_record_of_each_pattern(isa: str) -> None:
     files = [record(file.values[0]) for file in one_thread("kernels-cpu-*.json")]
     rows = [row for found in files if found["isa"] == isa for row in found["rows"]]
-    assert {row["pattern"] for row in rows} == {"2:4", "4:8"}
+    assert {row["pattern"] for row in rows} >= {"2:4", "4:8"}
 
 
 @pytest.mark.parametrize("file", one_thread("kernels-cpu-*.json"))
